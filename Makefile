@@ -1,0 +1,42 @@
+# Two promises: `make demo` runs the main job on a local control plane, `make test` passes all tests.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+UV := .cache/uv/bin/uv
+UV_VERSION := 0.13.9
+DEMO := .venv-demo/bin
+DEV := .venv/bin
+PYTEST_ARGS ?=
+COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml
+
+.PHONY: help demo test quick lint types contracts manifests manifests-check locks control-plane bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: $(PYTHON) is older than 3.11; say make PYTHON=/path/to/python3.11")'
+	@echo "installing uv $(UV_VERSION) into .cache/uv"
+	@$(PYTHON) -m venv .cache/uv && .cache/uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# $(call environment,FOLDER,LOCK): a virtual environment that holds exactly what the lock says, and this package editable
+define environment
+@test -d $(1) || $(UV) venv --quiet --python $(PYTHON) $(1)
+@$(UV) pip sync --quiet --python $(1)/bin/python --require-hashes requirements/$(2).txt
+@$(UV) pip install --quiet --python $(1)/bin/python --no-deps --no-build-isolation --editable .
+@touch $(1)/.ready
+endef
+
+.venv-demo/.ready: pyproject.toml requirements/demo.txt | $(UV)
+	@echo "preparing the environment of the demo (no torch)"
+	$(call environment,.venv-demo,demo)
+
+.venv/.ready: pyproject.toml requirements/dev.txt | $(UV)
+	@echo "preparing the environment of the tests (with torch: 5.4 GB, once)"
+	$(call environment,.venv,dev)
+
+locks: | $(UV)  ## resolve the requirement files anew
+	$(COMPILE) --extra operator -o requirements/operator.txt
+	$(COMPILE) --extra operator --extra demo --extra build -o requirements/demo.txt
+	$(COMPILE) --extra trainer -o requirements/trainer.txt
+	$(COMPILE) --all-extras -o requirements/dev.txt

@@ -1,0 +1,186 @@
+"""What the actor sees: scale-free ratios, so that one actor serves a service of three pods and one of three hundred.
+
+The schema is data with a hash. An artefact that was trained on another schema is refused, because a reordered
+column would look like a policy gone mad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from understudy_policy import history as past
+from understudy_policy.actions import RULE_WINDOWS
+from understudy_policy.estimates import Estimates
+from understudy_policy.rows import Array, maximum, namespace
+from understudy_policy.settings import Settings
+from understudy_policy.signals import Signal
+
+SCHEMA_VERSION = 1
+
+SCHEMA: tuple[tuple[str, str], ...] = (
+    ("log_demand", "log of pods that the request rate fills completely, plus 0.1"),
+    ("load_over_ready", "demand in pods over ready replicas"),
+    ("load_over_desired", "demand in pods over desired replicas"),
+    ("pending_fraction", "share of the desired replicas that is not ready"),
+    ("cpu_utilization", "cores used over cores requested; 0 where unknown"),
+    ("log_latency_over_slo", "log2 of latency over its threshold, within ±4; 0 where unknown"),
+    ("error_ratio", "share of failed requests; 0 where unknown"),
+    ("slope_1min", "log of the mean rate of the last 4 ticks over that of the last 20"),
+    ("slope_5min", "log of the mean rate of the last 20 ticks over that of the last 60"),
+    ("slope_15min", "log of the mean rate of the last 60 ticks over that of the last 240"),
+    ("now_over_5min", "log of the rate now over the mean of the last 20 ticks"),
+    ("dispersion_5min", "standard deviation over mean, last 20 ticks"),
+    ("dispersion_15min", "standard deviation over mean, last 60 ticks"),
+    ("dispersion_60min", "standard deviation over mean, last 240 ticks"),
+    ("peak_5min", "log of the largest rate over the mean, last 20 ticks"),
+    ("peak_15min", "log of the largest rate over the mean, last 60 ticks"),
+    ("peak_60min", "log of the largest rate over the mean, last 240 ticks"),
+    ("yesterday_next", "log of the quarter of an hour after this time yesterday over the block at it"),
+    ("yesterday_known", "1 where yesterday is known"),
+    ("last_week_next", "the same a week ago"),
+    ("last_week_known", "1 where last week is known"),
+    ("log_ticks_since_change", "log of ticks since the desired replicas changed, plus 1"),
+    ("reference_over_current", "log of the reference's replicas over the desired ones"),
+    ("log_startup", "log of ticks that new pods take to be ready"),
+    ("capacity_uncertainty", "standard deviation of the log of the estimated capacity; 0 where it is given"),
+    ("log_price", "log of the price of a missed request"),
+    ("slo_nines", "−log10 of the share of requests that may miss the objective"),
+    ("history", "share of the last 240 ticks that is known"),
+)
+
+F = len(SCHEMA)
+
+
+def schema_hash() -> str:
+    """Identifies names, order and meaning of the columns."""
+    return hashlib.sha256(json.dumps([SCHEMA_VERSION, SCHEMA]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Load:
+    """The request rate of this tick in its windows, shared by features and rules.
+
+    Attributes:
+        rate_rps: `[N]` now.
+        rule_rate_rps: `[N, len(RULE_WINDOWS)]` largest rate of every rule's window; the oldest windows are only as
+            long as what is known.
+        stats: statistics of the windows of 4, 20, 60 and 240 ticks.
+        known_ticks: `[N]` ticks of the last hour that are known.
+    """
+
+    rate_rps: Array
+    rule_rate_rps: Array
+    stats: dict[int, past.WindowStats]
+    known_ticks: Array
+
+
+def load(history: past.History) -> Load:
+    """Read the windows off the rings, once per tick."""
+    window = history.window(past.TICKS)
+    xp = namespace(window)
+    stats = {ticks: past.window_stats(history, ticks) for ticks in (4, 20, 60, past.TICKS)}
+    now = history.window(1)[:, 0]
+    largest = [now if ticks == 1 else stats[ticks].largest for ticks in RULE_WINDOWS]
+    return Load(
+        rate_rps=now,
+        rule_rate_rps=xp.stack(largest, axis=1),
+        stats=stats,
+        known_ticks=xp.sum(xp.astype(~xp.isnan(window), xp.int64), axis=1),
+    )
+
+
+def compute(
+    settings: Settings,
+    load_now: Load,
+    history: past.History,
+    estimates: Estimates,
+    values: Array,
+    capacity: Array,
+    replicas: Array,
+    ready: Array,
+    ticks_since_change: Array,
+    reference: Array,
+) -> Array:
+    """The observation of every workload, `[N, F]` float32, always finite.
+
+    Args:
+        settings, load_now, history, estimates: see there.
+        values: `[N, S]` believed signal values, NaN where unknown.
+        capacity: `[N]` requests per second of one pod, NaN where unknown.
+        replicas, ready: `[N]` desired and ready replicas.
+        ticks_since_change: `[N]`.
+        reference: `[N]` replicas that the reference wants.
+    """
+    xp = namespace(values)
+    desired = xp.astype(maximum(xp, replicas, 1), xp.float64)
+    serving = xp.astype(maximum(xp, ready, 1), xp.float64)
+    demand = _known(xp, xp.astype(load_now.rate_rps, xp.float64) / capacity, 0.0)
+    utilization = _ratio(xp, values[:, Signal.CPU_USAGE], values[:, Signal.CPU_REQUEST] * serving)
+    slow = values[:, Signal.LATENCY] / settings.latency_threshold_s
+    s4, s20, s60, s240 = (load_now.stats[ticks] for ticks in (4, 20, 60, past.TICKS))
+    yesterday, yesterday_known = _what_came_next(xp, history, past.BLOCKS_PER_DAY)
+    last_week, last_week_known = _what_came_next(xp, history, 7 * past.BLOCKS_PER_DAY)
+    given = ~xp.isnan(settings.given_capacity_rps)
+    spread = xp.sqrt(estimates.log_capacity_variance)
+    columns = (
+        xp.log(demand + 0.1),
+        demand / serving,
+        demand / desired,
+        1.0 - xp.astype(ready, xp.float64) / desired,
+        utilization,
+        xp.log2(xp.clip(_known(xp, slow, 1.0), 1 / 16, 16.0)),
+        _known(xp, values[:, Signal.ERROR_RATE], 0.0),
+        _log_ratio(xp, s4.mean, s20.mean),
+        _log_ratio(xp, s20.mean, s60.mean),
+        _log_ratio(xp, s60.mean, s240.mean),
+        _log_ratio(xp, load_now.rate_rps, s20.mean),
+        _ratio(xp, s20.std, s20.mean),
+        _ratio(xp, s60.std, s60.mean),
+        _ratio(xp, s240.std, s240.mean),
+        _log_ratio(xp, s20.largest, s20.mean),
+        _log_ratio(xp, s60.largest, s60.mean),
+        _log_ratio(xp, s240.largest, s240.mean),
+        yesterday,
+        yesterday_known,
+        last_week,
+        last_week_known,
+        xp.log(xp.astype(ticks_since_change, xp.float64) + 1.0),
+        xp.log(xp.astype(maximum(xp, reference, 1), xp.float64) / desired),
+        xp.log(maximum(xp, estimates.startup_ticks, 0.25)),
+        xp.where(given, xp.zeros_like(spread), spread),
+        xp.log(settings.missed_request_price),
+        -xp.log10(1.0 - settings.slo_target),
+        xp.astype(load_now.known_ticks, xp.float64) / past.TICKS,
+    )
+    observation = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)
+    return xp.clip(observation, -20.0, 20.0)
+
+
+def _known(xp: Any, value: Array, otherwise: float) -> Array:
+    return xp.where(xp.isfinite(value), value, xp.full_like(value, otherwise))
+
+
+def _ratio(xp: Any, a: Array, b: Array) -> Array:
+    safe = xp.where(b > 0, b, xp.ones_like(b))
+    return _known(xp, xp.where(b > 0, a / safe, xp.zeros_like(a)), 0.0)
+
+
+def _log_ratio(xp: Any, a: Array, b: Array) -> Array:
+    """log(a/b), within ±3; 0 where either is unknown or both are nothing."""
+    floor = 1e-3 * _known(xp, maximum(xp, a, b), 0.0) + 1e-9
+    return xp.clip(_known(xp, xp.log((a + floor) / (b + floor)), 0.0), -3.0, 3.0)
+
+
+def _what_came_next(xp: Any, history: past.History, blocks_ago: int) -> tuple[Array, Array]:
+    """How the quarter of an hour after this time went, so many blocks ago, relative to the block at it."""
+    then = history.block_ago(blocks_ago)
+    after = (
+        history.block_ago(blocks_ago - 1)
+        + history.block_ago(blocks_ago - 2)
+        + history.block_ago(blocks_ago - 3)
+    ) / 3.0
+    known = xp.isfinite(then) & xp.isfinite(after)
+    return xp.where(known, _log_ratio(xp, after, then), xp.zeros_like(then)), xp.astype(known, then.dtype)

@@ -1,0 +1,161 @@
+"""What every workload has been through: ring buffers over ticks, and five-minute means over eight days.
+
+All rows tick together, so time and head are shared, a write touches one column, and a window is a slice. The rings
+are the one thing in this package that is updated in place: copying them would cost more than the whole decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from understudy_policy.rows import Array, namespace, shared
+
+TICKS = 240
+"""Length of the tick ring: one hour of 15 s ticks."""
+
+BLOCK_TICKS = 20
+"""Ticks in one coarse mean: five minutes of 15 s ticks."""
+
+BLOCKS = 8 * 288
+"""Length of the coarse ring: eight days of five-minute means."""
+
+BLOCKS_PER_DAY = 288
+
+NO_RECOMMENDATION = -1
+"""Marks a tick for which a row had no recommendation (it joined later, or could not know)."""
+
+
+@dataclass
+class History:
+    """Rings of the last `K = TICKS` ticks and coarse means of the last `B = BLOCKS` blocks.
+
+    Attributes:
+        rate: `[N, 2K]` float32 requests per second, NaN where unknown. Every value is written twice, K columns
+            apart, so that any window of up to K ticks is one contiguous slice.
+        reference_recommendation: `[N, K]` int32, what the reference wanted before stabilisation.
+        recommendation: `[N, K]` int32, what was wanted before stabilisation, all things considered.
+        change: `[N, K]` int32, replicas added or removed after the decision of that tick.
+        blocks: `[N, B]` float32 means of the request rate, NaN where unknown.
+        block_sum, block_count: `[N]` float32, the block being filled.
+        time_s: `[K]` float64 time of each column, −inf where none.
+        head: column of the newest tick.
+        ticks: ticks written since the start.
+        block_head: column of the newest complete block.
+    """
+
+    rate: Array
+    reference_recommendation: Array
+    recommendation: Array
+    change: Array
+    blocks: Array
+    block_sum: Array
+    block_count: Array
+    time_s: Array = shared()
+    head: int = shared(default=-1)
+    ticks: int = shared(default=0)
+    block_head: int = shared(default=-1)
+
+    def advance(self, now_s: float, rate: Array) -> None:
+        """Open the column of a new tick.
+
+        Args:
+            now_s: time of the tick, seconds; must not run backwards.
+            rate: `[N]` requests per second, NaN where unknown.
+        """
+        xp = namespace(self.rate)
+        self.head = (self.head + 1) % TICKS
+        self.ticks += 1
+        self.time_s[self.head] = now_s
+        value = xp.astype(rate, self.rate.dtype)
+        self.rate[:, self.head] = value
+        self.rate[:, self.head + TICKS] = value
+        for ring in (self.reference_recommendation, self.recommendation):
+            ring[:, self.head] = NO_RECOMMENDATION
+        self.change[:, self.head] = 0
+        self._fill_block(xp, value)
+
+    def _fill_block(self, xp: Any, value: Array) -> None:
+        known = ~xp.isnan(value)
+        self.block_sum += xp.where(known, value, xp.zeros_like(value))
+        self.block_count += xp.astype(known, value.dtype)
+        if self.ticks % BLOCK_TICKS:
+            return
+        self.block_head = (self.block_head + 1) % BLOCKS
+        nothing = self.block_count == 0
+        mean = self.block_sum / xp.where(nothing, xp.ones_like(value), self.block_count)
+        self.blocks[:, self.block_head] = xp.where(nothing, xp.full_like(value, xp.nan), mean)
+        self.block_sum = xp.zeros_like(self.block_sum)
+        self.block_count = xp.zeros_like(self.block_count)
+
+    def window(self, ticks: int) -> Array:
+        """The last `ticks` request rates, oldest first, `[N, ticks]`: a view, not a copy."""
+        end = self.head + TICKS + 1
+        return self.rate[:, end - ticks : end]
+
+    def block_ago(self, blocks: int) -> Array:
+        """The coarse mean that was complete `blocks` blocks before the newest one, `[N]`; NaN if unknown."""
+        return self.blocks[:, (self.block_head - blocks) % BLOCKS]
+
+    def backfill(self, rows: Array, rate: Array) -> None:
+        """Give rows a past that was read from elsewhere; what they have seen themselves is kept.
+
+        Args:
+            rows: `[M]` integer row indices.
+            rate: `[M, k]` requests per second of the k ticks before the newest one, oldest first, k < K.
+        """
+        for age in range(1, rate.shape[1] + 1):
+            column = (self.head - age) % TICKS
+            known = self.rate[rows, column]
+            value = np.where(np.isnan(known), rate[:, -age], known).astype(self.rate.dtype)
+            self.rate[rows, column] = value
+            self.rate[rows, column + TICKS] = value
+
+
+def empty(n: int) -> History:
+    """A past of nothing for n rows (NumPy)."""
+    return History(
+        rate=np.full((n, 2 * TICKS), np.nan, np.float32),
+        reference_recommendation=np.full((n, TICKS), NO_RECOMMENDATION, np.int32),
+        recommendation=np.full((n, TICKS), NO_RECOMMENDATION, np.int32),
+        change=np.zeros((n, TICKS), np.int32),
+        blocks=np.full((n, BLOCKS), np.nan, np.float32),
+        block_sum=np.zeros(n, np.float32),
+        block_count=np.zeros(n, np.float32),
+        time_s=np.full(TICKS, -np.inf),
+    )
+
+
+@dataclass(frozen=True)
+class WindowStats:
+    """Statistics of one window of the request rate; NaN ticks are left out.
+
+    Attributes:
+        mean, std, largest: `[N]` requests per second; NaN where the whole window is unknown.
+    """
+
+    mean: Array
+    std: Array
+    largest: Array
+
+
+def window_stats(history: History, ticks: int) -> WindowStats:
+    """Mean, standard deviation and maximum of the last `ticks` rates."""
+    window = history.window(ticks)
+    xp = namespace(window)
+    known = ~xp.isnan(window)
+    values = xp.where(known, window, xp.zeros_like(window))
+    count = xp.sum(xp.astype(known, window.dtype), axis=1)
+    nothing = count == 0
+    divisor = xp.where(nothing, xp.ones_like(count), count)
+    mean = xp.sum(values, axis=1) / divisor
+    spread = xp.where(known, values - mean[:, None], xp.zeros_like(values))
+    variance = xp.sum(spread * spread, axis=1) / divisor
+    unknown = xp.full_like(mean, xp.nan)
+    return WindowStats(
+        mean=xp.where(nothing, unknown, mean),
+        std=xp.where(nothing, unknown, xp.sqrt(variance)),
+        largest=xp.where(nothing, unknown, xp.max(values, axis=1)),
+    )

@@ -1,0 +1,221 @@
+"""`spec.behavior` of an HPA, exactly: how far and how fast a recommendation may move the replicas.
+
+It stands apart from the rest of the HPA because the actor's proposals pass through it, too. Scaling down is
+scaling up seen in a mirror: where Kubernetes has two functions, one per direction, this module picks each
+row's sign first (+1 up, -1 down), multiplies replicas by it, and needs only the one for "up".
+
+One thing is left out on purpose: kube-controller-manager may overwrite a scale event while a longer policy of
+the *other* direction still counts it. Here an event counts until every policy's period has passed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from understudy_policy.rows import Array, device, maximum, minimum, namespace
+
+INT32_MAX = 2**31 - 1
+
+DEFAULT_TOLERANCE = 0.1
+DEFAULT_DOWNSCALE_STABILIZATION_S = 300
+
+SELECT_MAX, SELECT_MIN, SELECT_DISABLED = 0, 1, 2
+POLICY_NONE, POLICY_PODS, POLICY_PERCENT = 0, 1, 2
+
+NO_RECOMMENDATION = -1
+"""In a ring of recommendations: nothing was recommended then (held, bypassed, or the row did not exist)."""
+
+
+class LimitReason(IntEnum):
+    """Why the replicas differ from what the metrics asked for: the reasons of HPA's conditions."""
+
+    DESIRED_WITHIN_RANGE = 0
+    TOO_FEW_REPLICAS = 1
+    TOO_MANY_REPLICAS = 2
+    SCALE_UP_LIMIT = 3
+    SCALE_DOWN_LIMIT = 4
+    SCALE_UP_STABILIZED = 5
+    SCALE_DOWN_STABILIZED = 6
+    SCALING_DISABLED = 7
+
+    @property
+    def condition(self) -> str:
+        """The reason as HPA's status spells it, e.g. `ScaleUpLimit`."""
+        return self.name.title().replace("_", "")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """`behavior.scaleUp` or `behavior.scaleDown` of every workload (`[N]`, `[N, P]` for the policies)."""
+
+    stabilization_window_s: Array
+    select: Array
+    """`SELECT_MAX`, `SELECT_MIN` or `SELECT_DISABLED`."""
+    policy_type: Array
+    """`POLICY_PODS` or `POLICY_PERCENT`; `POLICY_NONE` in unused slots."""
+    policy_value: Array
+    policy_period_s: Array
+    tolerance: Array
+    """Share of the target, e.g. 0.1."""
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """`spec.behavior` of every workload; both directions have the same number of policy slots P."""
+
+    scale_up: Direction
+    scale_down: Direction
+
+
+def default_behavior(n: int, like: Array, slots: int = 2) -> Behavior:
+    """HPA's defaults for n workloads: up by 4 pods or 100 % per 15 s, down freely after 300 s.
+
+    Args:
+        n: Number of workloads.
+        like: Any array of the library and device wanted.
+        slots: Policy slots P per direction, at least 2; unused ones hold `POLICY_NONE`.
+    """
+    xp = namespace(like)
+
+    def rows(*values: float) -> Array:
+        one = xp.asarray(values, device=device(like))
+        return xp.tile(one[None, :], (n, 1))
+
+    def direction(window_s: int, *policies: tuple[int, int, int]) -> Direction:
+        padded = (*policies, *((POLICY_NONE, 0, 0) for _ in range(slots - len(policies))))
+        kinds, values, periods = zip(*padded, strict=True)
+        return Direction(
+            stabilization_window_s=rows(window_s)[:, 0],
+            select=rows(SELECT_MAX)[:, 0],
+            policy_type=rows(*kinds),
+            policy_value=rows(*values),
+            policy_period_s=rows(*periods),
+            tolerance=xp.full((n,), DEFAULT_TOLERANCE, dtype=xp.float64, device=device(like)),
+        )
+
+    return Behavior(
+        scale_up=direction(0, (POLICY_PODS, 4, 15), (POLICY_PERCENT, 100, 15)),
+        scale_down=direction(DEFAULT_DOWNSCALE_STABILIZATION_S, (POLICY_PERCENT, 100, 15)),
+    )
+
+
+def stabilize(
+    desired: Array, current: Array, behavior: Behavior, now_s: float, time_s: Array, recommendation: Array
+) -> Array:
+    """The mildest recommendation of the stabilisation window, and never a step in the other direction.
+
+    Args:
+        desired: Replicas that the metrics ask for `[N]`.
+        current: `spec.replicas` of the scale `[N]`.
+        behavior: The workloads' behaviour.
+        now_s: Time of this tick, on the clock of `time_s`.
+        time_s: When each column of the ring was written, minus infinity where it was not `[K]`.
+        recommendation: *Unstabilised* desired replicas of earlier ticks; below 0 is ignored `[N, K]`.
+
+    Returns:
+        Replicas, int64 `[N]`.
+    """
+    xp = namespace(desired, current, recommendation)
+    desired, current = as_int(desired), as_int(current)
+    up = desired > current
+    sign = _sign(up)
+    window_s = as_float(
+        xp.where(up, behavior.scale_up.stabilization_window_s, behavior.scale_down.stabilization_window_s)
+    )
+    counts = (as_float(time_s)[None, :] > (now_s - window_s)[:, None]) & (recommendation >= 0)
+    mirrored = recommendation * xp.astype(sign, recommendation.dtype)[:, None]
+    mildest = as_int(xp.min(xp.where(counts, mirrored, INT32_MAX), axis=1))
+    return sign * maximum(xp, sign * current, minimum(xp, sign * desired, mildest))
+
+
+def limit(
+    desired: Array,
+    current: Array,
+    behavior: Behavior,
+    min_replicas: Array,
+    max_replicas: Array,
+    now_s: float,
+    time_s: Array,
+    change: Array,
+) -> tuple[Array, Array]:
+    """What the rate policies and the bounds leave of a step.
+
+    Args:
+        desired: Stabilised replicas `[N]`.
+        current: `spec.replicas` of the scale, within the bounds `[N]`.
+        behavior: The workloads' behaviour.
+        min_replicas: `[N]`.
+        max_replicas: `[N]`.
+        now_s: Time of this tick, on the clock of `time_s`.
+        time_s: When each column of the ring was written, minus infinity where it was not `[K]`.
+        change: Signed changes of replicas that were applied at earlier ticks `[N, K]`.
+
+    Returns:
+        Replicas (int64 `[N]`) and a `LimitReason` (int64 `[N]`).
+    """
+    xp = namespace(desired, current, change)
+    desired, current = as_int(desired), as_int(current)
+    up = desired > current
+    sign = _sign(up)
+    rules, other = behavior.scale_up, behavior.scale_down
+    select = xp.where(up, rules.select, other.select)
+    kind = xp.where(up[:, None], rules.policy_type, other.policy_type)
+    value = xp.where(up[:, None], rules.policy_value, other.policy_value)
+    period_s = xp.where(up[:, None], rules.policy_period_s, other.policy_period_s)
+
+    start = current[:, None] - _change_since(xp, now_s - as_float(period_s), time_s, change)
+    step = sign[:, None] * value
+    percent = as_float(start) * (1 + as_float(step) / 100)
+    percent = xp.where(up[:, None], xp.ceil(percent), xp.trunc(percent))
+    proposed = sign[:, None] * xp.where(kind == POLICY_PODS, as_int(start + step), as_capped_int(percent))
+    used = kind != POLICY_NONE
+    furthest = xp.max(xp.where(used, proposed, -INT32_MAX), axis=1)
+    nearest = xp.min(xp.where(used, proposed, INT32_MAX), axis=1)
+
+    here = sign * current
+    rate_limit = maximum(xp, xp.where(select == SELECT_MIN, nearest, furthest), here)
+    rate_limit = xp.where(select == SELECT_DISABLED, here, rate_limit)
+    bound = sign * as_int(xp.where(up, max_replicas, min_replicas))
+    allowed = minimum(xp, bound, rate_limit)
+    limited = (desired != current) & (sign * desired > allowed)
+
+    by_rate = xp.where(up, LimitReason.SCALE_UP_LIMIT.value, xp.full_like(sign, LimitReason.SCALE_DOWN_LIMIT))
+    by_bound = xp.where(
+        up, LimitReason.TOO_MANY_REPLICAS.value, xp.full_like(sign, LimitReason.TOO_FEW_REPLICAS)
+    )
+    reason = xp.where(limited, xp.where(bound > rate_limit, by_rate, by_bound), 0)
+    return xp.where(limited, sign * allowed, desired), reason
+
+
+def _change_since(xp: Any, cutoff_s: Array, time_s: Array, change: Array) -> Array:
+    """Sum of every row's changes after its cut-offs: `[N, P]` from `[N, P]`, `[K]` and `[N, K]`.
+
+    All rows share the clock, so one cumulative sum, newest first, answers every policy of every row.
+    """
+    order = xp.argsort(time_s, descending=True)
+    total = xp.cumulative_sum(xp.take(change, order, axis=1), axis=1, dtype=change.dtype)
+    age_s = -as_float(xp.take(time_s, order, axis=0))
+    count = xp.searchsorted(age_s, -cutoff_s, side="left")
+    found = xp.take_along_axis(total, maximum(xp, count - 1, 0), axis=1)
+    return as_int(xp.where(count > 0, found, 0))
+
+
+def _sign(up: Array) -> Array:
+    return 2 * as_int(up) - 1
+
+
+def as_int(array: Array) -> Array:
+    """Replicas and counts, whatever dtype they were kept in, as int64."""
+    return namespace(array).astype(array, namespace(array).int64, copy=False)
+
+
+def as_float(array: Array) -> Array:
+    """The array as float64, the arithmetic of HPA's ratios."""
+    return namespace(array).astype(array, namespace(array).float64, copy=False)
+
+
+def as_capped_int(array: Array) -> Array:
+    """Whole floats as int64 within the range of int32, in which Kubernetes counts replicas."""
+    return as_int(namespace(array).clip(array, -INT32_MAX, INT32_MAX))

@@ -1,0 +1,93 @@
+"""Dataclasses of arrays whose first axis is the workload: taking, joining and growing their rows.
+
+Everything that decides is a structure of arrays. These few functions are the only place that knows how to
+walk such a structure, so that a new field never needs bookkeeping of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import array_api_compat
+import numpy as np
+
+Rows = TypeVar("Rows")
+Array = Any
+"""A NumPy array or a torch tensor: the functions of this package take either."""
+
+SHARED = "shared"
+"""Field metadata key: the field belongs to all rows at once (a clock, a ring's head) and has no row axis."""
+
+
+def shared(**kwargs: Any) -> Any:
+    """A dataclass field that all rows have in common."""
+    return dataclasses.field(metadata={SHARED: True}, **kwargs)
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array namespace (NumPy's or torch's) of the given arrays."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def device(array: Array) -> Any:
+    """Where the array lives, to create its companions there."""
+    return array_api_compat.device(array)
+
+
+def maximum(xp: Any, a: Array, b: Array) -> Array:
+    """Element-wise larger value that promotes nothing: `where`, because Python scalars are allowed for b."""
+    return xp.where(a >= b, a, b)
+
+
+def minimum(xp: Any, a: Array, b: Array) -> Array:
+    """Element-wise smaller value; see `maximum`."""
+    return xp.where(a <= b, a, b)
+
+
+def map_rows(function: Callable[[Array], Array], rows: Rows) -> Rows:
+    """Apply a function to every per-row array of a dataclass, nested dataclasses included."""
+
+    def one(field: dataclasses.Field[Any]) -> Any:
+        value = getattr(rows, field.name)
+        if dataclasses.is_dataclass(value):
+            return map_rows(function, value)
+        return value if field.metadata.get(SHARED) else function(value)
+
+    return dataclasses.replace(rows, **{f.name: one(f) for f in dataclasses.fields(rows) if f.init})  # type: ignore[type-var]
+
+
+def take(rows: Rows, index: Array) -> Rows:
+    """The rows named by an integer index or a boolean mask, in its order."""
+    return map_rows(lambda array: array[index], rows)
+
+
+def concatenate(first: Rows, second: Rows) -> Rows:
+    """All rows of the first (NumPy) structure, then all rows of the second; shared fields are the first's."""
+
+    def join(a: Any, b: Any) -> Any:
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(a):
+            if field.metadata.get(SHARED) or not field.init:
+                continue
+            x, y = getattr(a, field.name), getattr(b, field.name)
+            changes[field.name] = join(x, y) if dataclasses.is_dataclass(x) else np.concatenate([x, y])
+        return dataclasses.replace(a, **changes)
+
+    joined: Rows = join(first, second)
+    return joined
+
+
+def as_torch_or_numpy(rows: Rows, convert: Callable[[Array], Array]) -> Rows:
+    """The same structure in another array library: `convert` is applied to shared arrays too."""
+
+    def one(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return as_torch_or_numpy(value, convert)
+        return convert(value) if isinstance(value, np.ndarray) else value
+
+    return dataclasses.replace(
+        rows,  # type: ignore[type-var]
+        **{f.name: one(getattr(rows, f.name)) for f in dataclasses.fields(rows) if f.init},  # type: ignore[arg-type]
+    )
