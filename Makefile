@@ -9,7 +9,7 @@ DEV := .venv/bin
 PYTEST_ARGS ?=
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml
 
-.PHONY: help demo test quick lint types contracts manifests manifests-check locks control-plane bench clean
+.PHONY: help demo control-plane test quick lint types contracts manifests manifests-check locks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -35,8 +35,40 @@ endef
 	@echo "preparing the environment of the tests (with torch: 5.4 GB, once)"
 	$(call environment,.venv,dev)
 
+demo: .venv-demo/.ready  ## the closed loop on a local control plane: make demo [TRACE=file] [CONTEXT=cluster] [SECONDS=240]
+	$(DEMO)/python -m understudy_demo $(if $(TRACE),--trace $(TRACE)) $(if $(CONTEXT),--context $(CONTEXT)) $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+control-plane: .venv/.ready  ## build etcd, kube-apiserver, kube-controller-manager and Prometheus into the cache
+	$(DEV)/python -m understudy_demo.controlplane.binaries
+
+test: lint types contracts manifests-check control-plane  ## everything that must hold before a commit lands
+	$(DEV)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+quick: .venv/.ready  ## the inner loop, under three minutes
+	$(DEV)/python -m pytest -n 2 -m "not slow and not cluster" $(PYTEST_ARGS)
+
+lint: .venv/.ready  ## style and docstrings
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+
+types: .venv/.ready  ## mypy, strict on the decision program
+	$(DEV)/mypy --strict -p understudy_policy
+	$(DEV)/mypy -p understudy_simulator -p understudy_trainer -p understudy_operator -p understudy_demo
+
+contracts: .venv/.ready  ## imports point one way only
+	$(DEV)/lint-imports
+
+manifests: .venv/.ready  ## generate the CRDs from the models
+	$(DEV)/python -m understudy_policy.crd --out manifests/crds
+
+manifests-check: .venv/.ready  ## the committed CRDs are what the models say
+	$(DEV)/python -m understudy_policy.crd --out manifests/crds --check
+
 locks: | $(UV)  ## resolve the requirement files anew
 	$(COMPILE) --extra operator -o requirements/operator.txt
 	$(COMPILE) --extra operator --extra demo --extra build -o requirements/demo.txt
 	$(COMPILE) --extra trainer -o requirements/trainer.txt
 	$(COMPILE) --all-extras -o requirements/dev.txt
+
+clean:  ## remove environments, caches and outputs
+	rm -rf .venv .venv-demo .cache demo-out out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -140,9 +140,7 @@ def resolve(uri: str) -> Path:
         if not path.is_file():
             raise ArtifactError(f"model.uri {uri!r}: there is no such file; mount it into the operator")
         return path
-    raise ArtifactError(
-        f"model.uri {uri!r} cannot be read; use builtin://NAME or file:///absolute/path.onnx"
-    )
+    raise ArtifactError(f"model.uri {uri!r} cannot be read; use builtin://NAME or file:///absolute/path.onnx")
 
 
 def load(uri: str, sha256: str | None = None) -> Actor:
@@ -214,9 +212,7 @@ def _check_graph(model: onnx.ModelProto, uri: str) -> None:
         raise ArtifactError(f"{uri} defines functions of its own; export it with them inlined")
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ALLOWED_OPERATORS:
-            raise ArtifactError(
-                f"{uri} uses the operator {node.domain}:{node.op_type}, which is not allowed"
-            )
+            raise ArtifactError(f"{uri} uses the operator {node.domain}:{node.op_type}, which is not allowed")
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise ArtifactError(f"{uri} keeps the tensor {tensor.name!r} in another file; store it inside")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,7 @@ def structural(node: Mapping[str, Any], definitions: Mapping[str, Any], path: st
             f"{path}: {', '.join(sorted(left))} cannot be said in a CRD: write the field another way"
         )
     _require_bound(schema, path)
+    _state_fractional_bounds(schema)
     return schema
 
 
@@ -103,10 +105,22 @@ def _unwrap_optional(source: Schema) -> None:
         source |= {**variant, **source}
 
 
+def _state_fractional_bounds(schema: Schema) -> None:
+    """The API server prints a bound of 0.9999 as 0: whole bounds stay in the schema, a rule tells the real ones."""
+    low, high = schema.get("minimum", 0), schema.get("maximum", 0)
+    if (low == int(low) and high == int(high)) or schema.keys() & {"exclusiveMinimum", "exclusiveMaximum"}:
+        return
+    schema |= {"minimum": math.floor(low), "maximum": math.ceil(high)}
+    schema["x-kubernetes-validations"] = [
+        {"rule": f"self >= {float(low)} && self <= {float(high)}", "message": f"must be from {low} to {high}"}
+    ]
+
+
 def _require_bound(schema: Schema, path: str) -> None:
     """The API server estimates the cost of CEL rules by the bounds, and etcd has to hold what is let in."""
     kind = schema.get("type")
     bounded = {
+        "boolean": True,
         "string": bool(schema.keys() & {"maxLength", "enum"}) or schema.get("format") == "date-time",
         "array": "maxItems" in schema,
         "object": "properties" in schema or "maxProperties" in schema,

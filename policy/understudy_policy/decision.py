@@ -291,14 +291,11 @@ def decide(
 
     history = state.history
     wanted = guard_chain.before(chain, "behavior")
-    _remember(xp, history.recommendation, history.head, wanted, observation.reference_known)
-    _remember(
-        xp,
-        history.reference_recommendation,
-        history.head,
-        observation.reference_raw,
-        observation.reference_known,
-    )
+    # Outside its bounds an HPA moves without asking its metrics, and recommends nothing.
+    within = (seen.replicas >= settings.min_replicas) & (seen.replicas <= settings.max_replicas)
+    known = observation.reference_known & within
+    _remember(xp, history.recommendation, history.head, wanted, known)
+    _remember(xp, history.reference_recommendation, history.head, observation.reference_raw, known)
     limited_by, reason = _last_limit(xp, chain)
     columns = xp.arange(probabilities.shape[1], device=device(probabilities))[None, :]
     chosen = xp.where(columns == row[:, None], probabilities, xp.zeros_like(probabilities))
@@ -374,9 +371,7 @@ def _reference(
     rate = values[:, Signal.REQUEST_RATE]
     per_pod = _milli(xp, settings.reference_target * capacity)
     rate_known = ~xp.isnan(rate) & ~xp.isnan(capacity) & (per_pod > 0)
-    by_rate = hpa.external_average_value(
-        _milli(xp, rate), maximum(xp, per_pod, 1), current, up, down
-    )
+    by_rate = hpa.external_average_value(_milli(xp, rate), maximum(xp, per_pod, 1), current, up, down)
     use_cpu = settings.reference_signal == REFERENCE_CPU
     known = xp.where(use_cpu, cpu_known & cpu_valid, rate_known)
     wanted = xp.where(use_cpu, by_cpu, by_rate)

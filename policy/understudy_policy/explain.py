@@ -240,10 +240,10 @@ def _known(values: Array, decimals: int) -> list[Any]:
     """Python numbers, None where not finite: JSON has neither NaN nor infinity."""
     wide = np.asarray(values, np.float64).round(decimals)
     finite = np.isfinite(wide)
-    if finite.all():
-        listed: list[Any] = wide.tolist()
-        return listed
-    return np.where(finite, wide.astype(object), None).tolist()
+    plain = wide if finite.all() else wide.astype(object)
+    plain[~finite] = None
+    listed: list[Any] = plain.tolist()
+    return listed
 
 
 def _count(replicas: Array) -> list[int | None]:

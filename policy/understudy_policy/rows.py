@@ -55,7 +55,9 @@ def map_rows(function: Callable[[Array], Array], rows: Rows) -> Rows:
             return map_rows(function, value)
         return value if field.metadata.get(SHARED) else function(value)
 
-    return dataclasses.replace(rows, **{f.name: one(f) for f in dataclasses.fields(rows) if f.init})  # type: ignore[type-var]
+    structure: Any = rows
+    replaced: Rows = dataclasses.replace(structure, **{f.name: one(f) for f in dataclasses.fields(structure)})
+    return replaced
 
 
 def take(rows: Rows, index: Array) -> Rows:
@@ -69,7 +71,7 @@ def concatenate(first: Rows, second: Rows) -> Rows:
     def join(a: Any, b: Any) -> Any:
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(a):
-            if field.metadata.get(SHARED) or not field.init:
+            if field.metadata.get(SHARED):
                 continue
             x, y = getattr(a, field.name), getattr(b, field.name)
             changes[field.name] = join(x, y) if dataclasses.is_dataclass(x) else np.concatenate([x, y])
@@ -87,7 +89,7 @@ def as_torch_or_numpy(rows: Rows, convert: Callable[[Array], Array]) -> Rows:
             return as_torch_or_numpy(value, convert)
         return convert(value) if isinstance(value, np.ndarray) else value
 
-    return dataclasses.replace(
-        rows,  # type: ignore[type-var]
-        **{f.name: one(getattr(rows, f.name)) for f in dataclasses.fields(rows) if f.init},  # type: ignore[arg-type]
-    )
+    structure: Any = rows
+    changes = {field.name: one(getattr(rows, field.name)) for field in dataclasses.fields(structure)}
+    replaced: Rows = dataclasses.replace(structure, **changes)
+    return replaced

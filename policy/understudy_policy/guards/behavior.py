@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from understudy_policy.guards.context import Context
 from understudy_policy.guards.reasons import Reason
-from understudy_policy.references import hpa
+from understudy_policy.references.behavior import LimitReason
+from understudy_policy.references.hpa import normalize
 from understudy_policy.rows import Array, namespace
 
 REASONS = {
-    hpa.LimitReason.SCALE_UP_STABILIZED: Reason.SCALE_UP_STABILIZED,
-    hpa.LimitReason.SCALE_DOWN_STABILIZED: Reason.SCALE_DOWN_STABILIZED,
-    hpa.LimitReason.SCALE_UP_LIMIT: Reason.SCALE_UP_LIMIT,
-    hpa.LimitReason.SCALE_DOWN_LIMIT: Reason.SCALE_DOWN_LIMIT,
-    hpa.LimitReason.TOO_FEW_REPLICAS: Reason.TOO_FEW_REPLICAS,
-    hpa.LimitReason.TOO_MANY_REPLICAS: Reason.TOO_MANY_REPLICAS,
+    LimitReason.SCALE_UP_STABILIZED: Reason.SCALE_UP_STABILIZED,
+    LimitReason.SCALE_DOWN_STABILIZED: Reason.SCALE_DOWN_STABILIZED,
+    LimitReason.SCALE_UP_LIMIT: Reason.SCALE_UP_LIMIT,
+    LimitReason.SCALE_DOWN_LIMIT: Reason.SCALE_DOWN_LIMIT,
+    LimitReason.TOO_FEW_REPLICAS: Reason.TOO_FEW_REPLICAS,
+    LimitReason.TOO_MANY_REPLICAS: Reason.TOO_MANY_REPLICAS,
 }
 
 
@@ -21,7 +22,7 @@ def behavior(context: Context, replicas: Array) -> tuple[Array, Array]:
     """Stabilise and rate-limit against this policy's own past recommendations and changes."""
     xp = namespace(replicas)
     settings, history = context.settings, context.history
-    value, why = hpa.normalize(
+    value, why = normalize(
         replicas,
         context.current,
         settings.min_replicas,

@@ -58,7 +58,7 @@ class Direction:
     policy_value: Array
     policy_period_s: Array
     tolerance: Array
-    """Share of the target, e.g. 0.1."""
+    """Share of the target, e.g. 0.1 (float64)."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def limit(
     rate_limit = xp.where(select == SELECT_DISABLED, here, rate_limit)
     bound = sign * as_int(xp.where(up, max_replicas, min_replicas))
     allowed = minimum(xp, bound, rate_limit)
-    limited = (desired != current) & (sign * desired > allowed)
+    limited = sign * desired > allowed
 
     by_rate = xp.where(up, LimitReason.SCALE_UP_LIMIT.value, xp.full_like(sign, LimitReason.SCALE_DOWN_LIMIT))
     by_bound = xp.where(

@@ -9,7 +9,6 @@ int32. Every function takes NumPy arrays or torch tensors whose axis 0 is the wo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from understudy_policy.references.behavior import (
     DEFAULT_DOWNSCALE_STABILIZATION_S,
@@ -30,7 +29,7 @@ LEGACY_SCALE_UP_MINIMUM = 4
 
 @dataclass(frozen=True)
 class PodSums:
-    """The pods of every workload, grouped as HPA groups them and summed; all int64 `[N]`.
+    """The pods of every workload, grouped as HPA groups them and summed; all int64 `[N]`, none below 0.
 
     Pods that are terminating or failed are in no group. For pods of one template the sums lose nothing; where
     requests differ among the missing pods and the target is above 100 %, they may be about one milli-unit
@@ -239,18 +238,17 @@ def _from_pods(
     valid = (pods.ready > 0) & (ready > 0)
 
     def ratio_of(usage_milli: Array, weight: Array) -> Array:
-        percent_or_mean = _truncating_divide(xp, scale * usage_milli, xp.where(valid, weight, 1))
-        return as_float(percent_or_mean) / as_float(target)
+        return as_float(scale * usage_milli // xp.where(valid, weight, 1)) / as_float(target)
 
     first = ratio_of(pods.ready_usage_milli, ready)
     up, down = first > 1, first < 1
     # Doubt works against the change: missing pods idle on the way up and are full on the way down.
     usage_milli = pods.ready_usage_milli + xp.where(down, missing_usage_milli, 0)
-    ratio = ratio_of(usage_milli, ready + xp.where(up | down, missing, 0) + xp.where(up, unready, 0))
-    counted = pods.ready + xp.where(up | down, pods.missing, 0) + xp.where(up, pods.unready, 0)
+    ratio = ratio_of(usage_milli, ready + missing + xp.where(up, unready, 0))
+    counted = pods.ready + pods.missing + xp.where(up, pods.unready, 0)
     replicas, current = _ceil(ratio * as_float(counted)), as_int(current)
 
-    turned = (up & (ratio < 1)) | (down & (ratio > 1))
+    turned = (up & (ratio < 1)) | (down & (ratio > 1)) | (first == 1)
     against = ((ratio < 1) & (replicas > current)) | ((ratio > 1) & (replicas < current))
     # With every pod accounted for, HPA trusts its result even where it goes against the ratio.
     certain = (pods.missing == 0) & ~(up & (pods.unready > 0))
@@ -265,8 +263,7 @@ def _bypass(
     xp = namespace(replicas)
     low, high = as_int(min_replicas), as_int(max_replicas)
     off = (current == 0) & (low != 0)
-    above = (current > high) & ~off
-    below = (current < low) & ~above & ~off
+    above, below = current > high, (current < low) & ~off
     replicas = xp.where(above, high, xp.where(below, low, xp.where(off, 0, replicas)))
     reason = xp.where(above, LimitReason.TOO_MANY_REPLICAS.value, reason)
     reason = xp.where(below, LimitReason.TOO_FEW_REPLICAS.value, reason)
@@ -275,11 +272,6 @@ def _bypass(
 
 def _within(ratio: Array, tolerance_up: Array, tolerance_down: Array) -> Array:
     return (ratio >= 1.0 - tolerance_down) & (ratio <= 1.0 + tolerance_up)
-
-
-def _truncating_divide(xp: Any, a: Array, b: Array) -> Array:
-    """Integer division towards zero, as Go does; b is above 0."""
-    return xp.where(a < 0, -(-a // b), a // b)
 
 
 def _ceil(value: Array) -> Array:
