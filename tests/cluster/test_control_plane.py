@@ -16,7 +16,7 @@ from understudy_demo.controlplane.client import Kube, KubeError, wait_for
 from understudy_demo.controlplane.kubelet import STARTUP_MEDIAN_ANNOTATION, STARTUP_SIGMA_ANNOTATION
 from understudy_demo.controlplane.pki import write_kubeconfig
 from understudy_demo.controlplane.plane import ControlPlane
-from understudy_demo.controlplane.processes import ProcessError
+from understudy_demo.controlplane.processes import ProcessError, free_port
 from understudy_demo.controlplane.prometheus import ScrapeTarget
 
 pytestmark = pytest.mark.cluster
@@ -155,7 +155,12 @@ def test_nobody_gets_in_without_credentials(plane, tmp_path):
         stranger.list("v1/namespaces")
 
 
-def test_two_planes_run_side_by_side_and_know_nothing_of_each_other(plane, kube, namespace, binaries, capsys):
+def test_two_planes_run_side_by_side_and_know_nothing_of_each_other(
+    plane, kube, namespace, binaries, capsys, monkeypatch
+):
+    taken = int(plane.url.rpartition(":")[2])
+    ports = iter([taken, free_port()])
+    monkeypatch.setattr("understudy_demo.controlplane.plane.free_port", lambda: next(ports))
     started = time.monotonic()
     with ControlPlane(binaries=binaries) as other:
         with capsys.disabled():
@@ -252,3 +257,12 @@ def test_a_wrong_rule_file_is_refused_before_the_start(prometheus, tmp_path):
     rules.write_text("groups: [{name: g, rules: [{record: x, expr: 'rate('}]}]")
     with pytest.raises(ProcessError, match=r"promtool refuses the configuration: [\s\S]*rules\.yaml"):
         prometheus([], rule_files=[rules])
+
+
+def test_prometheus_takes_another_port_when_the_chosen_one_is_taken(prometheus, monkeypatch):
+    first = prometheus([])
+    ports = iter([int(first.url.rpartition(":")[2]), free_port()])
+    monkeypatch.setattr("understudy_demo.controlplane.prometheus.free_port", lambda: next(ports))
+    second = prometheus([])
+    assert second.url != first.url
+    assert value(second, "vector(1)") == [1.0]

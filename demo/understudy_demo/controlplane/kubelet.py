@@ -204,23 +204,17 @@ class FakeKubelet:
         ) as self._session:
             version = await self._list()
             listed.set_result(None)
+            attempts = _backoff()
             while True:
                 try:
-                    version = await self._watch(version)
+                    version = await (self._watch(version) if version else self._list())
+                    attempts = _backoff()
                 except (_WatchExpiredError, aiohttp.ClientError, TimeoutError) as error:
                     _log.info(
-                        "the watch of pods broke (%s); listing them anew", error or type(error).__name__
+                        "pods cannot be followed (%s); listing them anew", error or type(error).__name__
                     )
-                    version = await self._list_patiently()
-
-    async def _list_patiently(self) -> str:
-        for backoff_s in _backoff():
-            try:
-                return await self._list()
-            except (aiohttp.ClientError, TimeoutError) as error:
-                _log.info("pods cannot be listed: %s", error or type(error).__name__)
-                await asyncio.sleep(backoff_s)
-        raise AssertionError("the backoff never ends")
+                    version = ""
+                    await asyncio.sleep(next(attempts))
 
     async def _list(self) -> str:
         """Take note of all pods as they are now; returns the version to watch from."""

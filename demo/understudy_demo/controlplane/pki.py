@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import ipaddress
 from collections.abc import Sequence
@@ -96,11 +95,14 @@ def write_kubeconfig(
     certificate: Certificate | None = None,
     token: str | None = None,
 ) -> Path:
-    """Write a self-contained kubeconfig for a user with a certificate or a bearer token to `path`."""
+    """Write a kubeconfig for a user with a certificate or a bearer token to `path`.
+
+    It points to the certificates: clients that get them inline leave copies in temporary files.
+    """
     user: dict[str, str] = {}
     if certificate:
-        user["client-certificate-data"] = _inline(certificate.certificate)
-        user["client-key-data"] = _inline(certificate.key)
+        user["client-certificate"] = str(certificate.certificate)
+        user["client-key"] = str(certificate.key)
     if token:
         user["token"] = token
     config = {
@@ -111,7 +113,7 @@ def write_kubeconfig(
         "clusters": [
             {
                 "name": "understudy",
-                "cluster": {"server": server, "certificate-authority-data": _inline(authority)},
+                "cluster": {"server": server, "certificate-authority": str(authority)},
             }
         ],
         "users": [{"name": path.stem, "user": user}],
@@ -119,10 +121,6 @@ def write_kubeconfig(
     path.touch(mode=0o600)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
-
-
-def _inline(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> None:

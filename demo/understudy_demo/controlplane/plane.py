@@ -7,6 +7,7 @@ its own, so that several run side by side. There is no scheduler and there are n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -98,7 +99,9 @@ class ControlPlane:
             self._start_etcd()
             self._start_apiserver()
             self._start_controller_manager()
-            self._wait_for_service_account("default", "default")
+            # Without a service account the API server refuses pods.
+            accounts = partial(Kube(self.admin_kubeconfig).list, "v1/serviceaccounts", "default")
+            self._wait_until(accounts, self.processes["kube-controller-manager"])
         except BaseException:
             self.stop()
             raise
@@ -177,7 +180,7 @@ class ControlPlane:
             )
             process = self._run("kube-apiserver", *self._apiserver_command(port))
             try:
-                self._wait_until(self._apiserver_ready, process)
+                self._wait_until(partial(_is_ready, Kube(self.admin_kubeconfig)), process)
             except ProcessError:
                 if attempt == _PORT_ATTEMPTS - 1 or "address already in use" not in process.log_tail():
                     raise
@@ -214,14 +217,6 @@ class ControlPlane:
             *self._apiserver_flags,
         ]
 
-    def _apiserver_ready(self) -> bool:
-        # Our own authority: a stranger's server on that port can only fail the handshake.
-        try:
-            Kube(self.admin_kubeconfig).request("GET", "/readyz")
-        except (KubeError, requests.ConnectionError, requests.Timeout):
-            return False
-        return True
-
     def _start_controller_manager(self) -> None:
         kubeconfig = write_kubeconfig(
             self.folder / "kube-controller-manager.kubeconfig",
@@ -241,23 +236,17 @@ class ControlPlane:
             *self._controller_manager_flags,
         )
 
-    def _wait_for_service_account(self, namespace: str, name: str) -> None:
-        """Wait for a ServiceAccount: without it the API server refuses pods in the namespace."""
-        kube = Kube(self.admin_kubeconfig)
-
-        def exists() -> bool:
-            try:
-                return bool(kube.get("v1/serviceaccounts", name, namespace))
-            except KubeError as error:
-                if error.status != 404:
-                    raise
-                return False
-
-        self._wait_until(exists, self.processes["kube-controller-manager"])
-
-    def _wait_until(self, ready: Callable[[], bool], process: Process) -> None:
-        def check() -> bool:
+    def _wait_until(self, ready: Callable[[], object], process: Process) -> None:
+        def check() -> object:
             process.check()
             return ready()
 
         wait_for(check, f"{process.name} to be ready (log: {process.log})", _READY_TIMEOUT_S, interval_s=0.05)
+
+
+def _is_ready(kube: Kube) -> bool:
+    try:
+        kube.request("GET", "/readyz")
+    except (KubeError, requests.ConnectionError, requests.Timeout):
+        return False  # a stranger's server on this port fails the handshake, which is a ConnectionError, too
+    return True

@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,6 +74,11 @@ class Process:
         """Whether the process has not ended."""
         return self._popen.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """What the process ended with, negative for a signal; None while it runs."""
+        return self._popen.poll()
+
     def check(self) -> None:
         """Raise `ProcessError` with the end of the log if the process has ended."""
         if not self.running:
@@ -113,8 +117,6 @@ class Process:
 class Workspace:
     """A private temporary folder that lasts as long as its owner, and is swept away after a crash."""
 
-    _mutex = threading.Lock()
-
     def __init__(self, prefix: str) -> None:
         """Create the folder, and remove those whose owner has died.
 
@@ -127,19 +129,21 @@ class Workspace:
         if root.stat().st_uid != os.getuid():
             raise PermissionError(f"{root} belongs to another user; set TMPDIR to a folder of your own")
         # A folder is created and locked under one lock for all, so that no sweep can see it unlocked.
-        with self._mutex, (root / "lock").open("w") as everyone:
+        with (root / "lock").open("w") as everyone:
             fcntl.flock(everyone, fcntl.LOCK_EX)
             for folder in root.iterdir():
                 if folder.is_dir():
                     _remove_if_ownerless(folder)
             self.folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=root))
-            self._lock = os.open(self.folder, os.O_RDONLY)
+            self._lock: int | None = os.open(self.folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, if that has not been done."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
 def _remove_if_ownerless(folder: Path) -> None:

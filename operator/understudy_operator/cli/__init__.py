@@ -1,0 +1,1 @@
+"""The command line: `understudy`, also installed as `kubectl-understudy`."""

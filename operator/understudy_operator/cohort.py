@@ -1,0 +1,112 @@
+"""Policies that tick together: one row each in one set of arrays, so that a tick decides them all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from understudy_operator.scaling import Target
+from understudy_operator.store import PolicyRecord
+from understudy_operator.telemetry.collect import TelemetryTarget
+from understudy_policy import decision, settings
+from understudy_policy.api import RLPolicySpec
+from understudy_policy.rows import SHARED, concatenate, take
+from understudy_policy.signals import SIGNAL_NAMES
+
+
+class Cohort:
+    """The valid policies of one tick length, row by row.
+
+    Attributes:
+        tick_s: seconds between two ticks.
+        records: the policies.
+        specs: what they ask for.
+        targets, telemetry: how scaler and telemetry know them.
+        settings: what they ask for, as arrays.
+        state: what they carry from tick to tick.
+    """
+
+    def __init__(self, tick_s: float) -> None:
+        self.tick_s = tick_s
+        self.records: list[PolicyRecord] = []
+        self.state = decision.initial_state(0)
+        self._describe()
+
+    def sync(self, records: Sequence[PolicyRecord]) -> np.ndarray:
+        """Bring the rows in line with the policies that exist now.
+
+        A row stays as long as its object does (same uid), so an edited spec keeps its past and a re-created object
+        starts anew.
+
+        Args:
+            records: the valid policies of this tick length.
+
+        Returns:
+            Indices of the rows that are new.
+        """
+        wanted = {record.uid: record for record in records}
+        before = {record.uid: row for row, record in enumerate(self.records)}
+        kept = [uid for uid in before if uid in wanted]
+        added = [uid for uid in wanted if uid not in before]
+        # The store keeps the parsed policy as long as its generation stays.
+        edited = any(wanted[uid].policy is not self.records[before[uid]].policy for uid in kept)
+        self.records = [wanted[uid] for uid in kept + added]
+        if len(kept) < len(before):
+            self.state = take(self.state, np.array([before[uid] for uid in kept], np.int64))
+        if added:
+            self.state = concatenate(self.state, decision.initial_state(len(added)))
+        if edited or added or len(kept) < len(before):
+            self._describe()
+        return np.arange(len(kept), len(self.records))
+
+    def forget_rows(self, rows: np.ndarray) -> None:
+        """Start rows anew: their target was created again, so their past is another workload's."""
+        if len(rows):
+            self.state = _replaced(self.state, rows, decision.initial_state(len(rows)))
+
+    def _describe(self) -> None:
+        self.specs = [_spec(record) for record in self.records]
+        self.settings = settings.from_specs(self.specs, self.tick_s)
+        pairs = list(zip(self.records, self.specs, strict=True))
+        self.targets = [_target(record, spec) for record, spec in pairs]
+        self.telemetry = [_telemetry(record, spec) for record, spec in pairs]
+
+
+def _spec(record: PolicyRecord) -> RLPolicySpec:
+    if record.policy is None:
+        raise ValueError(f"policy {record.key} is invalid and cannot have a row: {record.invalid}")
+    return record.policy.spec
+
+
+def _target(record: PolicyRecord, spec: RLPolicySpec) -> Target:
+    ref = spec.scale_target_ref
+    return Target(record.key[0], ref.api_version, ref.kind, ref.name)
+
+
+def _telemetry(record: PolicyRecord, spec: RLPolicySpec) -> TelemetryTarget:
+    queries = spec.telemetry.signals.model_dump(by_alias=True, exclude_none=True)
+    return TelemetryTarget(
+        namespace=record.key[0],
+        workload=spec.scale_target_ref.name,
+        preset=spec.telemetry.preset,
+        window_s=spec.telemetry.window_s,
+        overrides={name: queries[name] for name in SIGNAL_NAMES if name in queries},
+    )
+
+
+def _replaced(rows: Any, index: np.ndarray, fresh: Any) -> Any:
+    """The structure with some rows exchanged; arrays are copied, because the ledger may still read the old ones."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(rows):
+        if field.metadata.get(SHARED):
+            continue
+        mine, new = getattr(rows, field.name), getattr(fresh, field.name)
+        if dataclasses.is_dataclass(mine):
+            changes[field.name] = _replaced(mine, index, new)
+        else:
+            changes[field.name] = mine.copy()
+            changes[field.name][index] = new
+    return dataclasses.replace(rows, **changes)

@@ -1,0 +1,183 @@
+"""What is left of a tick when it is over: ledger, metrics, status and events, all from the same numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from datetime import UTC, datetime
+
+import numpy as np
+
+from understudy_operator.conditions import Situation
+from understudy_operator.events import EventReason, EventRecorder
+from understudy_operator.ledger import DecidedTick, Ledger, Record
+from understudy_operator.metrics import Metrics, PolicyGauges
+from understudy_operator.scaling import Outcome, WriteResult
+from understudy_operator.status import Figures, StatusWriter
+from understudy_operator.store import Key, PolicyStore
+from understudy_operator.tick import Finished, may_write
+from understudy_policy.signals import SIGNAL_NAMES, Cause
+
+log = logging.getLogger(__name__)
+
+
+class Decisions:
+    """The newest decision of every policy, told in full to whoever asks."""
+
+    def __init__(self) -> None:
+        self._tick_of: dict[float, DecidedTick] = {}
+
+    def keep(self, tick: DecidedTick) -> None:
+        """Put this tick in the place of the last one of its interval."""
+        self._tick_of[tick.settings.tick_s] = tick
+
+    def last(self, key: Key) -> Record | None:
+        """The record of a policy's newest decision, None before the first."""
+        found = [record for tick in self._tick_of.values() if (record := tick.record(key)) is not None]
+        return max(found, key=lambda record: str(record["time"]), default=None)
+
+
+class Recorder:
+    """Tells everybody who wants to know about a finished tick."""
+
+    def __init__(
+        self,
+        store: PolicyStore,
+        decisions: Decisions,
+        ledger: Ledger | None,
+        metrics: Metrics,
+        status: StatusWriter,
+        events: EventRecorder,
+    ) -> None:
+        self._store, self._decisions, self._ledger = store, decisions, ledger
+        self._metrics, self._status, self._events = metrics, status, events
+        self._loaded_at: dict[str, str] = {}
+
+    async def record(self, finished: Finished) -> None:
+        """Record one tick; the status is written here, on change only."""
+        tick = finished.decided
+        self._decisions.keep(tick)
+        if self._ledger is not None:
+            self._ledger.append(tick)
+        self._count(finished)
+        self._tell(finished)
+        self._offer_invalid()
+        await self._status.flush()
+
+    def _count(self, finished: Finished) -> None:
+        tick, metrics = finished.decided, self._metrics
+        metrics.observe(tick.decision)
+        for signal, name in enumerate(SIGNAL_NAMES):
+            for cause, count in Counter(tick.decision.observation.cause[:, signal].tolist()).items():
+                if cause != Cause.OK:
+                    metrics.telemetry_problems.labels(name, Cause(cause).name.title().replace("_", "")).inc(
+                        count
+                    )
+        for write in tick.writes:
+            if write is not None:
+                metrics.writes.labels(str(write.outcome)).inc()
+        acting = np.array(
+            [
+                scale is not None and row not in finished.view.conflicts and may_write(spec.mode, scale)
+                for row, (spec, scale) in enumerate(zip(finished.specs, finished.view.scales, strict=True))
+            ],
+            bool,
+        )
+        keys = [record.key for record in tick.policies]
+        metrics.show(tick.settings.tick_s, PolicyGauges(keys, tick.decision, acting))
+        metrics.set_policies(
+            Counter("Invalid" if r.policy is None else r.policy.spec.mode for r in self._store)
+        )
+        metrics.set_models(
+            {actor.uri: actor.sha256 for actor in finished.answers.actors if actor is not None}
+        )
+        metrics.last_tick.set(tick.time_s)
+
+    def _tell(self, finished: Finished) -> None:
+        """Offer every policy's status; the writer decides what is worth a write."""
+        tick, view, answers = finished.decided, finished.view, finished.answers
+        made, seen = tick.decision, tick.decision.observation.seen
+        ledger_problem = (self._ledger.problem or "") if self._ledger is not None else ""
+        causes = made.observation.cause
+        any_bad = (causes != Cause.OK).any(axis=1).tolist()
+        columns = zip(
+            tick.policies,
+            finished.specs,
+            finished.canary_began_s,
+            answers.actors,
+            tick.writes,
+            seen.authority.tolist(),
+            made.authority.tolist(),
+            seen.replicas.tolist(),
+            made.replicas.tolist(),
+            made.reference.tolist(),
+            made.proposal.tolist(),
+            made.actor_doubt.tolist(),
+            made.reason.tolist(),
+            strict=True,
+        )
+        for row, (
+            record,
+            spec,
+            began,
+            actor,
+            write,
+            granted,
+            in_force,
+            current,
+            desired,
+            reference,
+            proposed,
+            actor_doubt,
+            reason,
+        ) in enumerate(columns):
+            kill = view.kills[record.key]
+            problem = view.target_problems.get(row)
+            situation = Situation(
+                mode=spec.mode,
+                killed=int(kill.scope),
+                kill_reason=kill.reason,
+                target_problem=None if problem is None else ("TargetNotFound", problem),
+                conflict=view.conflicts.get(row, ""),
+                causes=tuple(causes[row].tolist()) if any_bad[row] else (),
+                model_loaded=actor is not None,
+                model_problem=answers.problems.get(row, ""),
+                granted=granted > 0,
+                actor_doubt=actor_doubt,
+                limited_by=reason,
+                write_problem=_problem_of(write),
+                ledger_problem=ledger_problem,
+            )
+            figures = Figures(
+                authority=in_force,
+                current=current if current >= 0 else None,
+                desired=desired if desired >= 0 else None,
+                reference=reference if reference >= 0 else None,
+                proposed=proposed if proposed >= 0 else None,
+                model_uri=None if actor is None else actor.uri,
+                model_sha256=None if actor is None else actor.sha256,
+                model_loaded_at=None if actor is None else self._since(actor.sha256, tick.time_s),
+                canary_started_at=None if began is None else _rfc3339(began),
+            )
+            self._status.offer(record, situation, figures)
+            if write is not None and write.outcome == Outcome.WRITTEN:
+                scaled = EventReason.SCALED_UP if desired > current else EventReason.SCALED_DOWN
+                self._events.post(record, scaled, f"replicas {write.message}")
+
+    def _offer_invalid(self) -> None:
+        """Policies that cannot be understood have no row; their status says what is wrong."""
+        for record in self._store:
+            if record.invalid is not None:
+                self._status.offer(record, Situation(invalid=record.invalid, causes=None), Figures())
+
+    def _since(self, sha256: str, now_s: float) -> str:
+        return self._loaded_at.setdefault(sha256, _rfc3339(now_s))
+
+
+def _problem_of(write: WriteResult | None) -> str:
+    failed = write is not None and write.outcome not in (Outcome.WRITTEN, Outcome.UNCHANGED)
+    return write.message if failed and write is not None else ""
+
+
+def _rfc3339(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
