@@ -42,8 +42,8 @@ from understudy_demo.load import Load, make_load
 from understudy_demo.samples import LedgerTail, Record, Sample, SampleFile, sample_of
 from understudy_demo.table import Line, Show
 
-SHORTEST_S = 100
-"""Below that the policy would not have the 60 ticks of history without which nothing is scaled in."""
+SHORTEST_S = 120
+"""Nothing is scaled in before 60 ticks of history are there, and a rule may look back as far again."""
 
 KILL_AT, RESUME_AT = 0.55, 0.70
 WARMUP_S = 12.0

@@ -111,24 +111,6 @@ class DecidedTick:
         }
 
 
-class Decisions:
-    """The newest decision of every policy, for whoever asks now; costs nothing until somebody does."""
-
-    def __init__(self) -> None:
-        self._ticks: dict[float, DecidedTick] = {}
-
-    def remember(self, tick: DecidedTick) -> None:
-        """Keep a tick in place of the last one of the same interval."""
-        self._ticks[tick.settings.tick_s] = tick
-
-    def get(self, key: Key) -> Record | None:
-        """The complete record of a policy's newest decision, None where there is none."""
-        for tick in sorted(self._ticks.values(), key=lambda tick: -tick.time_s):
-            if (record := tick.record(key)) is not None:
-                return record
-        return None
-
-
 def _id_prefix(time_s: float, tick_id: int) -> str:
     """All but the last eight digits of a UUIDv7: milliseconds, tick, and 28 bits that differ between processes.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from understudy_demo.controlplane.binaries import ensure_binaries
+from understudy_demo.controlplane.binaries import BinariesError, ensure_binaries
 from understudy_demo.controlplane.client import Kube, read_manifests, wait_for
 from understudy_demo.controlplane.kubelet import FakeKubelet
 from understudy_demo.controlplane.plane import ControlPlane
@@ -21,7 +21,10 @@ def pytest_collection_finish(session):
         item.get_closest_marker("cluster") for item in session.items
     ):
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-            ensure_binaries()
+            try:
+                ensure_binaries()
+            except BinariesError as error:
+                pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session")

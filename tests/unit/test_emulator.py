@@ -341,7 +341,7 @@ def test_pods_are_followed_through_a_watch_that_breaks(tmp_path):
 
         async def eventually(condition):
             async with asyncio.timeout(20):
-                while not condition():
+                while not condition():  # noqa: ASYNC110 - the fleet tells nobody that it changed
                     await asyncio.sleep(0.01)
 
         try:

@@ -12,7 +12,7 @@ import pytest
 
 from one_policy import body
 from one_tick import tick
-from understudy_operator.ledger import DecidedTick, Decisions, Ledger, LedgerConfig, read_latest
+from understudy_operator.ledger import DecidedTick, Ledger, LedgerConfig, read_latest
 from understudy_operator.scaling import Outcome, WriteResult
 from understudy_operator.store import PolicyStore
 from understudy_policy.guards.reasons import KillScope
@@ -175,22 +175,9 @@ def test_a_writer_that_has_ended_is_noticed(path, dropped):
     assert "restart the operator" in ledger.problem
 
 
-def test_the_newest_decision_of_every_interval_is_at_hand():
-    decisions, first, second = (
-        Decisions(),
-        decided(2, tick_id=1),
-        decided(1, tick_id=2, time_s=1_790_000_010.0),
-    )
-    decisions.remember(first)
-    assert decisions.get(("prod", "shop-0001"))["tick_id"] == 1
-    assert "features" in decisions.get(("prod", "shop-0001"))
-    decisions.remember(second)
-    assert decisions.get(("prod", "shop-0000"))["tick_id"] == 2
-    assert decisions.get(("prod", "shop-0001")) is None
-
-
 def test_a_record_on_demand_is_the_record_that_is_written():
     ticks = decided(3)
+    assert ticks.record(("prod", "gone")) is None
     assert ticks.records()[2] == ticks.record(("prod", "shop-0002"))
     assert np.isfinite(ticks.record(("prod", "shop-0002"))["demand_pods"])
 

@@ -26,6 +26,7 @@ from pydantic import dataclasses as checked
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from understudy_policy import actions, features
 from understudy_trainer import config as command_line
@@ -38,6 +39,9 @@ A = len(actions.TABLE)
 USUAL_ROW = actions.TABLE.index(actions.Row(20, 0.66))
 """What many would set by hand: the maximum of five minutes at 66 %."""
 
+REGRET_LIMIT = 3.0
+"""Four times the best row's cost is as bad as it gets: the few that are far worse must not drown the others."""
+
 _NAMES = [name for name, _ in features.SCHEMA]
 PRICE_COLUMN, SLO_COLUMN = _NAMES.index("log_price"), _NAMES.index("slo_nines")
 
@@ -48,7 +52,7 @@ class ImitationConfig:
 
     seed: int = Field(default=0, ge=0)
     """Seed of all draws: the same seed gives the same actor."""
-    workloads: int = Field(default=1600, ge=16)
+    workloads: int = Field(default=1200, ge=16)
     """Generated workloads to learn from."""
     held_out: int = Field(default=400, ge=16)
     """Generated workloads to measure on."""
@@ -56,14 +60,16 @@ class ImitationConfig:
     """Length of every workload's episode in ticks of 15 s."""
     rounds: int = Field(default=3, ge=1)
     """Rounds of visiting states and learning; from the second on, half of the workloads are scaled by the network."""
-    updates: int = Field(default=6000, ge=1)
+    updates: int = Field(default=4500, ge=1)
     """Gradient steps, spread evenly over the rounds."""
     batch: int = Field(default=4096, ge=1)
     """Observations in one gradient step."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Of Adam at the start of a round; it falls to nothing along a cosine."""
     temperature: float = Field(default=0.05, gt=0)
-    """Regret, as a share of the cost of the best row, at which a row's weight in the target falls to 1/e."""
+    """Regret (share of the best row's cost beyond it) at which a row's weight in the target falls to 1/e."""
+    regret_weight: float = Field(default=10.0, ge=0)
+    """Weight of the expected regret in the loss: against rows that are cheap for most and ruinous for a few."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,25 @@ class Lesson:
     swept: Result
 
 
-def soft_targets(adjusted: Floats, temperature: float) -> Floats:
-    """Probabilities that fall with a row's regret, so that near-equal rows are near-equally right.
+def regret_of(adjusted: Floats) -> Floats:
+    """Share of the best row's adjusted cost that every row costs beyond it, `[M, A]`."""
+    regret: Floats = adjusted / adjusted.min(axis=1, keepdims=True) - 1.0
+    return regret
+
+
+def loss_of(logits: Tensor, regret: Tensor, temperature: float, regret_weight: float) -> Tensor:
+    """Cross-entropy to soft targets plus the regret to be expected.
+
+    The targets fall with a row's regret, so that near-equal rows are near-equally right.
 
     Args:
-        adjusted: `[M, A]` adjusted cost.
-        temperature: regret, as a share of the best row's cost, at which the weight falls to 1/e.
+        logits, regret: `[M, A]`.
+        temperature: regret at which the weight in the target falls to 1/e.
+        regret_weight: of the expected regret.
     """
-    best = adjusted.min(axis=1, keepdims=True)
-    weight = np.exp(-(adjusted / best - 1.0) / temperature)
-    return np.asarray(weight / weight.sum(axis=1, keepdims=True))
+    target = torch.softmax(-regret / temperature, dim=1)
+    expected = (torch.softmax(logits, dim=1) * regret.clamp(max=REGRET_LIMIT)).sum(dim=1).mean()
+    return torch.nn.functional.cross_entropy(logits, target) + regret_weight * expected
 
 
 def visit(
@@ -137,7 +152,7 @@ def learn(
     rng: np.random.Generator,
     progress: Callable[[], None],
 ) -> float:
-    """Move the actor towards the soft targets; the mean cross-entropy of the last tenth is returned.
+    """Move the actor towards the cheap rows; the mean loss of the last tenth is returned.
 
     Price and objective do not change what a row does, only what it is worth: every observation gets new ones each time
     it is used, and the actor learns the whole trade-off from one sweep.
@@ -154,9 +169,9 @@ def learn(
         observation[:, PRICE_COLUMN], observation[:, SLO_COLUMN] = log_price[:, 0], nines[:, 0]
         own = lesson.workload[index]
         judged = Result(lesson.swept.cost[own], lesson.swept.violation[own])
-        target = soft_targets(judged.adjusted(np.exp(log_price), 1.0 - 10.0**-nines), config.temperature)
+        regret = regret_of(judged.adjusted(np.exp(log_price), 1.0 - 10.0**-nines)).astype(np.float32)
         logits = actor.logits(torch.from_numpy(observation), everything)
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(target.astype(np.float32)))
+        loss = loss_of(logits, torch.from_numpy(regret), config.temperature, config.regret_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
@@ -187,7 +202,7 @@ def measure(actor: Actor, world: Workloads, swept: Result) -> dict[str, float]:
         return answer
 
     own = rollout.play(world, choose).adjusted(price, slo)
-    regret = rows / lowest[:, None] - 1.0
+    regret = regret_of(rows)
     single = int(regret.mean(axis=0).argmin())
     return {
         "actor_regret": float(np.mean(own / lowest - 1.0)),
@@ -234,7 +249,7 @@ def imitate(config: ImitationConfig, progress: Progress) -> tuple[Actor, Floats,
         loss = learn(
             actor, Lesson(observations, owner, swept), config, updates, rng, partial(progress.advance, task)
         )
-    return actor, observations, {"cross_entropy": loss, **measure(actor, held_out, judged)}
+    return actor, observations, {"loss": loss, **measure(actor, held_out, judged)}
 
 
 def report(figures: dict[str, float]) -> Table:

@@ -63,7 +63,6 @@ class _World:
     def signals(self) -> NDArray[np.float64]:
         """`[N, S]` as the operator's queries return them."""
         values: NDArray[np.float64] = cluster.observe(self.workloads.cluster, self.state).astype(np.float64)
-        values[:, Signal.CPU_REQUEST] = self.workloads.cluster.cpu_request_cores
         return values
 
     def step(self, tick: int, replicas: NDArray[np.float64]) -> None:

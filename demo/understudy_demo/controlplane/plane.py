@@ -34,6 +34,8 @@ CONTROLLERS = (
 
 _PORT_ATTEMPTS = 5
 _READY_TIMEOUT_S = 120.0
+# A client that keeps a watch open would hold the API server for a minute, and the data are thrown away anyway.
+_STOP_TIMEOUT_S = 3.0
 _TOKEN_LIFETIME_S = 24 * 3600
 
 
@@ -112,7 +114,7 @@ class ControlPlane:
         In the opposite order of the start: an API server that has lost its etcd would hang for minutes.
         """
         while self.processes:
-            self.processes.popitem()[1].stop()
+            self.processes.popitem()[1].stop(_STOP_TIMEOUT_S)
         self._workspace.remove()
 
     def kubeconfig_for_service_account(self, namespace: str, name: str) -> Path:

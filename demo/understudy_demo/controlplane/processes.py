@@ -91,8 +91,10 @@ class Process:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def pause(self) -> None:
-        """Freeze the process (SIGSTOP): connections hang, nothing is refused."""
+        """Freeze the process (SIGSTOP): connections hang, nothing is refused. Linux only."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal is only on its way: come back when the last thread has stopped, and leave the exit to `_popen`.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused process go on (SIGCONT)."""

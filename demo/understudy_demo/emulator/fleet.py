@@ -24,6 +24,9 @@ COUNTERS = BUCKETS + 4
 
 Counters = NDArray[np.float64]
 
+_GOLDEN_RATIO = 0.618033988749895
+"""Its multiples, modulo 1, spread evenly over 0 to 1, however many there are."""
+
 
 class Fault(StrEnum):
     """What may be wrong with the metrics of a workload; its requests are served all the same."""
@@ -121,6 +124,7 @@ class Fleet:
         self._serving = np.zeros(0, bool)
         self._existing = np.zeros(len(profiles))
         self._moved = False
+        self._phase = 0.0
         self.totals = np.zeros((len(profiles), COUNTERS))
         self.truth = Truth(*(np.zeros(len(profiles)) for _ in range(5)))
 
@@ -198,6 +202,12 @@ class Fleet:
         for row, pod in enumerate(kept):
             if pod.row is not None:
                 counters[row] = self.counters[pod.row]
+            else:
+                # Whole requests are shown, and pods share the load evenly: without a phase of its own each pod would
+                # show its next slow request at the same moment as all the others, and p99 would jump.
+                self._phase = (self._phase + _GOLDEN_RATIO) % 1.0
+                counters[row] = self._phase
+                counters[row, FAILED] = 0.0  # added to the others, so it must not shift them
             pod.row = row
         self.counters = counters
         self.owner = np.array([pod.workload for pod in kept], dtype=np.int64)

@@ -141,8 +141,7 @@ class Emulator:
                     running.append(
                         tasks.create_task(follow_pods(self._kubeconfig, self._fleet, self._listed))
                     )
-                async with asyncio.timeout(_LISTED_WITHIN_S):
-                    await self._listed.wait()
+                await self._wait_for_pods()
                 up.set_result(None)
                 await self._stop.wait()
                 for task in running:
@@ -153,6 +152,16 @@ class Emulator:
             up.set_exception(error)
         finally:
             await runner.cleanup()
+
+    async def _wait_for_pods(self) -> None:
+        try:
+            async with asyncio.timeout(_LISTED_WITHIN_S):
+                await self._listed.wait()
+        except TimeoutError:
+            raise TimeoutError(
+                f"pods could not be listed within {_LISTED_WITHIN_S:g} s with {self._kubeconfig}; "
+                "check that it may list pods in all namespaces."
+            ) from None
 
     async def _advance(self) -> None:
         start_s = now_s = time.monotonic()
