@@ -15,6 +15,7 @@ from typing import Any
 
 from kubernetes.config import ConfigException
 
+from understudy_demo.controlplane.binaries import ensure_binaries
 from understudy_demo.controlplane.client import Kube, KubeError, load_configuration, read_manifests, wait_for
 from understudy_demo.controlplane.kubelet import FakeKubelet
 from understudy_demo.controlplane.pki import write_kubeconfig
@@ -126,6 +127,7 @@ def cluster_at_hand(context: str) -> Iterator[Cluster]:
                 f"context {context} has {resource}/{name} already, which the demo would overwrite and then remove: "
                 "use another cluster, or delete it first"
             )
+    ensure_binaries()  # Prometheus' are needed here too, and a first build should not keep their cluster waiting
     with tempfile.TemporaryDirectory(prefix="understudy-demo-") as folder:
         try:
             words = f"the cluster of context {context}; operator, Prometheus and emulator run on this machine"

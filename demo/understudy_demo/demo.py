@@ -33,7 +33,6 @@ from understudy_demo.cluster import (
     local_cluster,
     the_policy,
 )
-from understudy_demo.controlplane.binaries import ensure_binaries
 from understudy_demo.controlplane.client import wait_for
 from understudy_demo.controlplane.processes import Process, free_port
 from understudy_demo.controlplane.prometheus import Prometheus, ScrapeTarget
@@ -106,7 +105,6 @@ def run(config: DemoConfig, console: Console) -> list[str]:
     config.out.mkdir(parents=True, exist_ok=True)
     for name in ("ledger.jsonl", "operator.log"):
         (config.out / name).unlink(missing_ok=True)
-    ensure_binaries()
     began_s = time.monotonic()
     with ExitStack() as stack:
         place = cluster_at_hand(config.context) if config.context else local_cluster(config.seed)
@@ -189,8 +187,7 @@ class _Play:
 
     def __init__(self, config: DemoConfig, cluster: Cluster, stage: _Stage, load: Load) -> None:
         self._config, self._cluster, self._stage, self._load = config, cluster, stage, load
-        self._ledger_file = config.out / "ledger.jsonl"
-        self._tail = LedgerTail(self._ledger_file, NAMESPACE, WORKLOAD)
+        self._tail = LedgerTail(config.out / "ledger.jsonl", NAMESPACE, WORKLOAD)
         self._ledger: list[Record] = []
         self._samples: list[Sample] = []
         self._phase = "warming up: the operator reads the past, the load stands still"
@@ -225,7 +222,7 @@ class _Play:
                         commands.append(drill[name].result())
                         show.note(f"$ {commands[-1].line}\n{commands[-1].output}")
                         self._phase = phase
-            for words in (("status",), ("explain", WORKLOAD, f"--ledger={self._ledger_file}")):
+            for words in (("status",), ("explain", WORKLOAD, f"--operator-url={self._stage.operator_url}")):
                 commands.append(self._command(*words))
         self._ledger += self._tail.fresh()
         when = figures.Drill(drill["kill"].result().accepted_s, drill["resume"].result().accepted_s)

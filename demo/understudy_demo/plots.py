@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullFormatter
 
 from understudy_demo.figures import Drill, time_of
 from understudy_demo.samples import Record, Sample
@@ -92,7 +92,7 @@ def replicas(
         main.step(at, desired, where="post", color=_DESIRED, lw=1.6, label="desired replicas")
         main.step(at, ready, where="post", color=_READY, lw=2.2, label="ready pods")
         main.set_ylabel("pods")
-        main.set_ylim(bottom=0, top=1.2 * max(*desired, *ready, float(load.max())))
+        main.set_ylim(bottom=0, top=1.3 * max(*desired, *ready, float(load.max())))
         _shade(main, drill, began_s, "killed: the reference carries on")
         handles, labels = main.get_legend_handles_labels()
         order = [handles.index(h) for h in (*handles[1:], handles[0])]
@@ -104,6 +104,7 @@ def replicas(
         top.xaxis.set_major_formatter(
             FuncFormatter(lambda t, _: f"{int(t // 3600)}:{int(t % 3600 // 60):02d}")
         )
+        top.xaxis.set_major_locator(MultipleLocator(_trace_step_s(compression * max(at[-1], 1.0))))
         top.tick_params(colors="#555555")
 
         in_force = _column(ledger, lambda record: record["authority"]["in_force"])
@@ -171,11 +172,18 @@ def latency(
         axes.yaxis.set_major_formatter(
             FuncFormatter(lambda ms, _: f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s")
         )
+        axes.yaxis.set_major_locator(FixedLocator([50, 100, 250, 500, 1000, 2500, 5000, 10000]))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("latency, p99")
         axes.set_xlabel("seconds since the replay began")
-        axes.grid(visible=True, which="minor", axis="y", color="#f1f2f5")
         _shade(axes, drill, began_s, "killed")
         figure.savefig(path)
+
+
+def _trace_step_s(duration_s: float) -> float:
+    """A round step that divides an axis of so many trace seconds into four to twelve parts."""
+    steps_s = (300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+    return next((step_s for step_s in steps_s if duration_s / step_s <= 12), duration_s / 8)
 
 
 def _column(ledger: Sequence[Record], value: Callable[[Record], float | None]) -> np.ndarray[Any, Any]:

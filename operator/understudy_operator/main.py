@@ -154,10 +154,15 @@ class Operator:
         """Finish the ticks under way, begin no other."""
         self.loop.stop()
         await asyncio.gather(*self._tasks)
+        await self.recorder.settle()
 
     def not_ready(self) -> str | None:
         """Why the operator is not ready, None once it is."""
-        return None if self.store.synced else "the policies have not been listed yet"
+        if not self.store.synced:
+            return "the policies have not been listed yet"
+        if len(self.store) and not self.actors.loaded_once:
+            return "the first tick is not over yet"
+        return None
 
     def _caches(self) -> tuple[Cache, ...]:
         scaler, killswitch = self.scaler, self.killswitch

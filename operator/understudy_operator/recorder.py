@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from understudy_operator.scaling import Outcome, WriteResult
 from understudy_operator.status import Figures, StatusWriter
 from understudy_operator.store import Key, PolicyStore
 from understudy_operator.tick import Finished, may_write
-from understudy_policy.signals import SIGNAL_NAMES, Cause
+from understudy_policy.signals import Cause
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,10 @@ class Recorder:
         self._store, self._decisions, self._ledger = store, decisions, ledger
         self._metrics, self._status, self._events = metrics, status, events
         self._loaded_at: dict[str, str] = {}
+        self._flush: asyncio.Task[None] | None = None
 
     async def record(self, finished: Finished) -> None:
-        """Record one tick; the status is written here, on change only."""
+        """Record one tick. The status is written beside the next ones: a mass change must not hold up a tick."""
         tick = finished.decided
         self._decisions.keep(tick)
         if self._ledger is not None:
@@ -62,17 +64,24 @@ class Recorder:
         self._count(finished)
         self._tell(finished)
         self._offer_invalid()
-        await self._status.flush()
+        if self._flush is None or self._flush.done():
+            self._flush = asyncio.create_task(self._flush_status())
+
+    async def settle(self) -> None:
+        """Wait for the status writes under way."""
+        if self._flush is not None:
+            await self._flush
+
+    async def _flush_status(self) -> None:
+        try:
+            await self._status.flush()
+        except Exception:  # nobody awaits this task; what failed is tried again by the next flush
+            log.exception("the status could not be written")
+            self._metrics.tick_errors.labels("status").inc()
 
     def _count(self, finished: Finished) -> None:
         tick, metrics = finished.decided, self._metrics
         metrics.observe(tick.decision)
-        for signal, name in enumerate(SIGNAL_NAMES):
-            for cause, count in Counter(tick.decision.observation.cause[:, signal].tolist()).items():
-                if cause != Cause.OK:
-                    metrics.telemetry_problems.labels(name, Cause(cause).name.title().replace("_", "")).inc(
-                        count
-                    )
         for write in tick.writes:
             if write is not None:
                 metrics.writes.labels(str(write.outcome)).inc()
@@ -132,12 +141,12 @@ class Recorder:
             reason,
         ) in enumerate(columns):
             kill = view.kills[record.key]
-            problem = view.target_problems.get(row)
+            unread = view.target_problems.get(row)
             situation = Situation(
                 mode=spec.mode,
                 killed=int(kill.scope),
                 kill_reason=kill.reason,
-                target_problem=None if problem is None else ("TargetNotFound", problem),
+                target_problem=None if unread is None else (f"Target{unread.outcome}", unread.message),
                 conflict=view.conflicts.get(row, ""),
                 causes=tuple(causes[row].tolist()) if any_bad[row] else (),
                 model_loaded=actor is not None,
@@ -175,7 +184,8 @@ class Recorder:
 
 
 def _problem_of(write: WriteResult | None) -> str:
-    failed = write is not None and write.outcome not in (Outcome.WRITTEN, Outcome.UNCHANGED)
+    # A lost race is no problem: the next tick decides anew on what is there then.
+    failed = write is not None and write.outcome in (Outcome.FORBIDDEN, Outcome.FAILED, Outcome.NOT_FOUND)
     return write.message if failed and write is not None else ""
 
 

@@ -190,18 +190,21 @@ class StatusWriter:
         namespace, name = key
         path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/rlpolicies/{name}/status"
         try:
-            # The uid makes it a conflict to write to a policy that was deleted and created again.
-            await self._kube.patch(path, {"metadata": {"uid": record.uid}, "status": status})
+            answer = await self._kube.patch(path, {"status": status})
         except KubeError as error:
             self._on_write(error.reason)
             return self._failed(entry, status, error)
         self._on_write("Written")
-        self._remember(entry, status)
+        if answer["metadata"]["uid"] == record.uid:
+            self._remember(entry, status)
+        else:
+            # It was deleted and created again: what its successor is like is told by its own record.
+            self.forget(key)
         return True
 
     def _failed(self, entry: _Entry, status: Status, error: KubeError) -> bool:
         key = entry.record.key
-        if error.is_not_found or error.is_conflict:
+        if error.is_not_found:
             self.forget(key)
             return True
         log.warning(

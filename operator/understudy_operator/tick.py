@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from understudy_operator import logs
 from understudy_operator.actors import Actors, Answers
 from understudy_operator.cohort import Cohort
 from understudy_operator.killswitch import KillState, KillSwitch
 from understudy_operator.kube import FIELD_MANAGER
 from understudy_operator.ledger import DecidedTick
 from understudy_operator.rollout import WRITING_MODES, Canaries, authority, override_replicas
-from understudy_operator.scaling import Outcome, Scaler, ScaleView, WriteResult
+from understudy_operator.scaling import Outcome, ScaleProblem, Scaler, ScaleView, WriteResult
 from understudy_operator.store import Key, PolicyRecord, PolicyStore
 from understudy_operator.telemetry.collect import Problem, backfill, collect
 from understudy_operator.telemetry.port import Prometheus
@@ -60,7 +61,7 @@ class View:
     """
 
     scales: Sequence[ScaleView | None]
-    target_problems: dict[int, str]
+    target_problems: dict[int, ScaleProblem]
     conflicts: dict[int, str]
     kills: dict[Key, KillState]
     telemetry_problems: Sequence[Problem]
@@ -119,6 +120,7 @@ class Tick:
             now_s: evaluation time of everything in this tick, Unix seconds.
         """
         self._count += 1
+        logs.tick_id.set(self._count)
         new = cohort.sync([record for record in self._store if interval_of(record) == cohort.tick_s])
 
         stop = self._timed("observe")
@@ -186,7 +188,7 @@ class Tick:
         return seen, View(
             scales=found,
             target_problems={
-                row: scale.message for row, scale in enumerate(scales) if not isinstance(scale, ScaleView)
+                row: scale for row, scale in enumerate(scales) if isinstance(scale, ScaleProblem)
             },
             conflicts={row: why for row, why in conflicts.items() if why},
             kills=kills,

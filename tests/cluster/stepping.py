@@ -86,6 +86,7 @@ class Stepper:
             self.now_s += self.tick_s
             finished = self.run(self.operator.tick.run(self.cohort, self.now_s))
             self.run(self.operator.recorder.record(finished))
+            self.run(self.operator.recorder.settle())
         return finished
 
     def between_decide_and_act(self, change):

@@ -294,3 +294,94 @@ def test_broken_telemetry_holds_and_says_why(
     held = records[WARM : WARM + 4]
     assert {record["signals"]["requestRate"]["cause"] for record in held} == {cause}
     assert all(record["desired_replicas"] >= record["current_replicas"] for record in held)
+
+
+WIDGET = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "widgets.test.example"},
+    "spec": {
+        "group": "test.example",
+        "names": {"kind": "Widget", "plural": "widgets"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+                },
+                "subresources": {
+                    "status": {},
+                    "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"},
+                },
+            }
+        ],
+    },
+}
+WIDGET_RIGHTS = [
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "understudy-operator-widgets"},
+        "rules": [
+            {"apiGroups": ["test.example"], "resources": ["widgets"], "verbs": ["get"]},
+            {"apiGroups": ["test.example"], "resources": ["widgets/scale"], "verbs": ["get", "patch"]},
+        ],
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "understudy-operator-widgets"},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io",
+            "kind": "ClusterRole",
+            "name": "understudy-operator-widgets",
+        },
+        "subjects": [
+            {"kind": "ServiceAccount", "name": "understudy-operator", "namespace": OPERATOR_NAMESPACE}
+        ],
+    },
+]
+
+
+def test_any_kind_with_a_scale_subresource(kube, namespace, stepper, load, apply):
+    kube.apply([WIDGET, *WIDGET_RIGHTS])
+    widget = {
+        "apiVersion": "test.example/v1",
+        "kind": "Widget",
+        "metadata": {"name": "web"},
+        "spec": {"replicas": 4},
+    }
+    kube.create("test.example/v1/widgets", widget, namespace)
+    status = {"status": {"replicas": 4, "readyReplicas": 4}}
+    kube.patch("test.example/v1/widgets", "web", status, namespace, subresource="status")
+    apply(
+        scaleTargetRef={"apiVersion": "test.example/v1", "kind": "Widget", "name": "web"},
+        reference={"signal": "requestRate"},
+    )
+    load.rate_rps = 10 * CAPACITY_RPS
+    stepper.tick(3)
+    assert kube.get("test.example/v1/widgets", "web", namespace)["spec"]["replicas"] > 4
+
+
+def test_a_kind_without_scale_is_named(kube, namespace, stepper, apply):
+    apply(scaleTargetRef={"apiVersion": "v1", "kind": "ConfigMap", "name": "web"})
+    stepper.tick()
+    resolved = condition(kube, namespace, "TargetResolved")
+    assert resolved["status"] == "False"
+    assert "has no /scale" in resolved["message"]
+
+
+def test_one_bad_policy_costs_the_others_nothing(kube, namespace, deploy, stepper, load, apply):
+    deploy(replicas=4)
+    apply("broken", scaleTargetRef={"name": "nowhere"}, model={"uri": "file:///nowhere.onnx"})
+    apply()
+    load.rate_rps = 10 * CAPACITY_RPS
+    stepper.tick(3)
+    assert replicas(kube, namespace) > 4
+    assert condition(kube, namespace, "TargetResolved", "broken")["status"] == "False"
+    model = condition(kube, namespace, "ModelLoaded", "broken")
+    assert model["status"] == "False"
+    assert "/nowhere.onnx" in model["message"]

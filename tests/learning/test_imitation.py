@@ -31,7 +31,7 @@ def test_a_tiny_run_learns_well_beyond_chance(trained: tuple[Path, dict]) -> Non
     figures = trained[1]["figures"]
     assert figures["entropy_nats"] < 0.9 * np.log(A)
     assert figures["top_5_agreement"] > 2 * 5 / A
-    assert figures["actor_regret"] < figures["usual_row_regret"] + 0.2
+    assert figures["actor_regret"] < figures["usual_row_regret"]
 
 
 def test_the_loss_falls_well_below_that_of_a_network_that_prefers_nothing() -> None:
@@ -93,6 +93,10 @@ def test_a_bad_option_is_refused_with_one_sentence(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         imitation.main(["--out", "x.onnx", "--ticks", "3"])
     assert "--ticks is 3: input should be greater than or equal to 8" in capsys.readouterr().err
+    # Minutes of training must not be lost to a mistyped folder.
+    with pytest.raises(SystemExit):
+        imitation.main(["--out", "/no/such/folder/x.onnx"])
+    assert "--out is /no/such/folder/x.onnx: its folder does not exist" in capsys.readouterr().err
 
 
 def test_the_help_says_what_every_option_is(capsys: pytest.CaptureFixture[str]) -> None:

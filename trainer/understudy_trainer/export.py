@@ -69,7 +69,8 @@ def export(actor: Actor, path: Path, name: str, lineage: dict[str, Any], observa
             f"observations has {len(observations)} rows; parity needs at least 1000, so record more"
         )
     actor.eval()
-    chosen = observations[np.linspace(0, len(observations) - 1, PARITY_OBSERVATIONS).astype(int)]
+    compared = min(len(observations), PARITY_OBSERVATIONS)
+    chosen = observations[np.linspace(0, len(observations) - 1, compared).astype(int)]
     # Every ceiling that a resource may ask for, so that the mask is compared and proven too.
     mask = actions.allowed(np.linspace(2.0, 0.3, len(chosen)))
     model = _graph(actor)
@@ -109,32 +110,25 @@ def export(actor: Actor, path: Path, name: str, lineage: dict[str, Any], observa
 
 def _graph(actor: Actor) -> onnx.ModelProto:
     example = (torch.zeros((2, features.F)), torch.ones((2, len(actions.TABLE))))
-    batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         actor,
         example,
         input_names=["observation", "mask"],
         output_names=["probabilities"],
         opset_version=OPSET,
-        dynamic_shapes={"observation": {0: batch}, "mask": {0: batch}},
+        dynamic_shapes={"observation": {0: "batch"}, "mask": {0: torch.export.Dim.DYNAMIC}},
         external_data=False,
         verbose=False,
     )
     if program is None:
         raise ValueError("torch.onnx.export returned no program")
     model: onnx.ModelProto = program.model_proto
+    graph = model.graph
     # What the exporter notes for its own debugging holds paths of this machine, and would make every build differ.
-    for noted in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.initializer,
-        *model.graph.input,
-        *model.graph.output,
-    ):
+    for noted in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del noted.metadata_props[:]
         noted.doc_string = ""
-    del model.graph.value_info[:]
+    del graph.value_info[:]
     return model
 
 

@@ -24,6 +24,9 @@ MAX_REPLICAS = 10_000
 Query = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
+_WITHOUT_SCALE = ("DaemonSet", "RLPolicy", "HorizontalPodAutoscaler", "ScaledObject")
+
+
 def _int_or_string(value: object) -> int | str:
     if isinstance(value, int | str) and not isinstance(value, bool):
         return value
@@ -48,11 +51,30 @@ class ScaleTargetRef(ApiModel):
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
 
-    api_version: Literal["apps/v1"] = Field(default="apps/v1", description="API version of the workload.")
-    kind: Literal["Deployment", "StatefulSet"] = Field(
-        default="Deployment", description="Kind of the workload."
+    api_version: str = Field(
+        default="apps/v1",
+        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?v[0-9][a-z0-9]*$",
+        max_length=253,
+        description="API version of the workload.",
+    )
+    kind: str = Field(
+        default="Deployment",
+        pattern=r"^[A-Z][A-Za-z0-9]*$",
+        max_length=63,
+        description="Kind of the workload: any that has /scale. Beyond Deployment and StatefulSet the operator needs "
+        "the rights to get it and to get and patch its scale.",
     )
     name: ObjectName = Field(description="Name of the workload.")
+
+    rules = (
+        Rule(
+            field="kind",
+            cel=f"!(self.kind in {list(_WITHOUT_SCALE)})",
+            holds=lambda ref: ref.kind not in _WITHOUT_SCALE,
+            message="kind is {kind}, which has no replicas of its own to scale: name the Deployment, StatefulSet or "
+            "other kind with /scale behind it",
+        ),
+    )
 
 
 class Objective(ApiModel):
@@ -143,7 +165,7 @@ class SignalQueries(ApiModel):
     )
     error_rate: Query | None = Field(default=None, description="Share of requests that failed, 0 to 1.")
     cpu_usage: Query | None = Field(default=None, description="CPU used by all pods, in cores.")
-    cpu_request: Query | None = Field(default=None, description="CPU requested by all pods, in cores.")
+    cpu_request: Query | None = Field(default=None, description="CPU requested by one pod, in cores.")
 
 
 class Telemetry(ApiModel):
