@@ -88,7 +88,12 @@ class Audit:
         return False
 
     def wait_for_each(
-        self, user: str, names: Iterable[str], matches: Callable[[Call], bool], since_s: float, timeout_s: float
+        self,
+        user: str,
+        names: Iterable[str],
+        matches: Callable[[Call], bool],
+        since_s: float,
+        timeout_s: float,
     ) -> float:
         """Wait until every name has been in a matching call; returns when the last of their first calls ended."""
         wanted = set(names)

@@ -55,9 +55,17 @@ PASS_TIMEOUT_S = 180.0
 
 @dataclass(frozen=True)
 class Plane:
-    """All that a measurement needs."""
+    """All that a measurement needs.
+
+    Attributes:
+        control: etcd and API server; its controller manager has been stopped.
+        manager_command: what that controller manager ran as.
+        kube: as an administrator.
+        audit, stand_ins: see there.
+    """
 
     control: ControlPlane
+    manager_command: Sequence[str]
     kube: PlainKube
     audit: Audit
     stand_ins: StandIns
@@ -131,7 +139,9 @@ def hpa(name: str) -> dict[str, Any]:
     }
 
 
-async def create(kubeconfig: Path, deployments: Sequence[Workload], objects: Sequence[tuple[str, Workload]]) -> None:
+async def create(
+    kubeconfig: Path, deployments: Sequence[Workload], objects: Sequence[tuple[str, Workload]]
+) -> None:
     """Create Deployments that say that their two pods are ready, and policies or HPAs: `(kind, workload)`."""
     slots = asyncio.Semaphore(20)
     ready = dict.fromkeys(("replicas", "readyReplicas", "availableReplicas", "updatedReplicas"), 2)
@@ -264,7 +274,11 @@ def measure_idle(plane: Plane, count: int, folder: Path) -> dict[str, Any]:
         operator.wait_for_ticks(1)
         first_tick_s = time.monotonic() - began_s
         operator.wait_for_ticks(9)
-        return {"policies": count, "seconds_to_first_tick": first_tick_s, **measured_ticks(plane, operator, 6)}
+        return {
+            "policies": count,
+            "seconds_to_first_tick": first_tick_s,
+            **measured_ticks(plane, operator, 6),
+        }
 
 
 def _is_scale_write(call: Call) -> bool:
@@ -280,7 +294,7 @@ def measure_hpa(
     """One pass with nothing to change and one with everything, in a controller manager with more flags."""
     plane.stand_ins.rate_rps.update(dict.fromkeys(theirs, before_rps))
     names, audit = [name for _, name in theirs], plane.audit
-    with controller_manager(plane.control, flags) as process:
+    with controller_manager(plane, flags) as process:
         cpu = Cpu(process)
         # Twice, so that the conditions of a start have been written.
         for _ in range(2):
@@ -310,11 +324,10 @@ def measure_hpa(
 
 
 @contextmanager
-def controller_manager(control: ControlPlane, flags: Sequence[str]) -> Iterator[Process]:
+def controller_manager(plane: Plane, flags: Sequence[str]) -> Iterator[Process]:
     """The plane's controller manager once more, with more flags; the last of a flag counts."""
     name = "kube-controller-manager"
-    command = psutil.Process(control.processes[name].pid).cmdline()
-    process = Process(name, [*command, *flags], control.logs / f"{name}.log")
+    process = Process(name, [*plane.manager_command, *flags], plane.control.logs / f"{name}.log")
     try:
         yield process
     finally:
@@ -323,3 +336,121 @@ def controller_manager(control: ControlPlane, flags: Sequence[str]) -> Iterator[
 
 def _is_metric(call: Call) -> bool:
     return call.what == "external" and call.code == 200
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def furnished(folder: Path) -> Iterator[Plane]:
+    """A control plane with CRDs, rights, namespaces and the source of the metrics, and nobody who scales."""
+    audit = Audit(folder)
+    with (
+        StandIns(folder) as stand_ins,
+        ControlPlane(controllers=CONTROLLERS, apiserver_flags=audit.flags) as control,
+    ):
+        kube = PlainKube(control.admin_kubeconfig)
+        kube.apply(read_manifests(MANIFESTS / "crds", MANIFESTS / "rbac"))
+        kube.apply(stand_ins.manifests)
+        for i in range(NAMESPACES):
+            kube.create("v1/namespaces", {"metadata": {"name": f"team-{i}"}})
+        wait_for(lambda: _is_available(kube), "external.metrics.k8s.io to be available")
+        manager = control.processes["kube-controller-manager"]
+        command = psutil.Process(manager.pid).cmdline()
+        manager.stop()
+        yield Plane(control, command, kube, audit, stand_ins)
+
+
+def _is_available(kube: PlainKube) -> bool:
+    service = kube.get("apiregistration.k8s.io/v1/apiservices", "v1beta1.external.metrics.k8s.io")
+    conditions = (service.get("status") or {}).get("conditions") or []
+    return any(c["type"] == "Available" and c["status"] == "True" for c in conditions)
+
+
+def measure(policies: int, idle: int, folder: Path) -> dict[str, Any]:
+    """Everything, one after the other."""
+    mine, theirs, quiet = (
+        workloads(prefix, count) for prefix, count in (("rl", policies), ("hpa", policies), ("idle", idle))
+    )
+    figures: dict[str, Any] = {"policies": policies, "machine": machine()}
+    with furnished(folder) as plane:
+        kubeconfig = plane.control.admin_kubeconfig
+        _say(f"creating {policies} Deployments and RLPolicies, {policies} Deployments and HPAs")
+        objects = [*(("rlpolicies", w) for w in mine), *(("horizontalpodautoscalers", w) for w in theirs)]
+        asyncio.run(create(kubeconfig, [*mine, *theirs], objects))
+        _say("Understudy: one pass with nothing to change, one with everything")
+        figures["understudy"] = measure_understudy(plane, mine, folder)
+        _say("HPA with raised limits")
+        figures["hpa_raised"] = measure_hpa(plane, theirs, RAISED, *RATES_RPS[:2])
+        _say("HPA with default flags")
+        figures["hpa_default"] = measure_hpa(plane, theirs, (), *RATES_RPS[1:])
+        _say(f"Understudy: {idle} policies with nothing to change")
+        for namespace in {namespace for namespace, _ in mine}:
+            path = f"/apis/understudy.dev/v1alpha1/namespaces/{namespace}/rlpolicies"
+            plane.kube.request("DELETE", path)
+        plane.stand_ins.rate_rps.clear()
+        plane.stand_ins.rate_rps.update(dict.fromkeys(quiet, IDLE_RPS))
+        asyncio.run(create(kubeconfig, quiet, [("rlpolicies", workload) for workload in quiet]))
+        figures["idle"] = measure_idle(plane, idle, folder)
+    return figures
+
+
+def report(figures: dict[str, Any]) -> None:
+    """Print the table and the ratios."""
+    names = {
+        "understudy": "Understudy",
+        "hpa_raised": "HPA, raised limits",
+        "hpa_default": "HPA, default flags",
+    }
+    print(f"\n{figures['policies']} targets; load before: {figures['machine']['load_average_1min']}")
+    print(f"{'':22}{'pass':>10} {'CPU':>10} {'API calls':>10} {'writes':>8} {'RSS':>9}")
+    for what, words in (("none", "nothing to change"), ("change", "every target to be changed")):
+        print(words)
+        for key, name in names.items():
+            row = figures[key][what]
+            print(
+                f"  {name:20}{row['seconds']:>8.2f} s {row['cpu_seconds']:>8.2f} s {row['api_calls']:>10.0f} "
+                f"{row['patches']:>8} {row['rss_mib']:>5.0f} MiB"
+            )
+        ours = figures["understudy"][what]
+        for key in ("hpa_raised", "hpa_default"):
+            row = figures[key][what]
+            print(
+                f"  Understudy takes {ours['seconds'] / row['seconds']:.2f} × the time and "
+                f"{ours['cpu_seconds'] / row['cpu_seconds']:.2f} × the CPU of {names[key]}"
+            )
+    idle = figures["idle"]
+    print(
+        f"{idle['policies']} idle policies: {idle['cpu_seconds'] * 1e3:.0f} ms of CPU a tick, "
+        f"{idle['cpu_share_of_a_core']:.2%} of a core (aim: 1 %), {idle['patches']} patches (aim: 0), "
+        f"{idle['rss_mib']:.0f} MiB"
+    )
+
+
+def _say(words: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {words}", flush=True)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--policies", type=int, default=500, help="targets of each autoscaler")
+    parser.add_argument("--idle", type=int, default=2000, help="idle policies")
+    parser.add_argument(
+        "--folder", type=Path, help="where logs and ledger stay; by default they are thrown away"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="understudy-fleet-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = measure(arguments.policies, arguments.idle, folder)
+    report(figures)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

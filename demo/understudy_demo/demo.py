@@ -190,7 +190,7 @@ class _Play:
         self._tail = LedgerTail(config.out / "ledger.jsonl", NAMESPACE, WORKLOAD)
         self._ledger: list[Record] = []
         self._samples: list[Sample] = []
-        self._phase = "warming up: the operator reads the past, the load stands still"
+        self._phase = "warming up"
 
     def play(self, console: Console) -> report.Played:
         """Play the script and return all that the report needs."""
@@ -275,7 +275,7 @@ class _Play:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "140", "TERM": "dumb"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120", "TERM": "dumb"},
         )
         assert process.stdout is not None  # PIPE
         first = process.stdout.readline()

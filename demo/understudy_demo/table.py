@@ -19,7 +19,7 @@ from understudy_demo.samples import Record, Sample
 from understudy_policy import explain
 
 LINES = 14
-HISTORY = 60
+HISTORY_COLUMNS = 80
 PLAIN_EVERY_S = 5.0
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -59,7 +59,7 @@ class Show:
             latency_threshold_s: of the objective; slower is shown as missed.
         """
         self._console, self._title, self._threshold_s = console, title, latency_threshold_s
-        self._lines: deque[Line] = deque(maxlen=HISTORY)
+        self._lines: list[Line] = []
         self._notes: deque[str] = deque(maxlen=4)
         self._live = (
             Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
@@ -99,12 +99,13 @@ class Show:
     def _picture(self) -> Panel:
         newest = self._lines[-1]
         table = Table(box=None, padding=(0, 1), expand=True, header_style="dim")
-        for name in ("s", "load rps", "ready / desired", "p99", "actor", "reference", "authority"):
+        slo = f"p99 (SLO {_duration(self._threshold_s)})"
+        for name in ("s", "load rps", "ready / desired", slo, "actor", "reference", "authority"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("the guard that bound", no_wrap=True, overflow="ellipsis")
-        for line in list(self._lines)[-LINES:]:
+        for line in self._lines[-LINES:]:
             table.add_row(*self._cells(line))
-        rows: list[Table | Text] = [table, self._history()]
+        rows: list[Table | Text] = [table, Text(), self._history(), Text()]
         if newest.decision is not None:
             rows.append(Text(explain.sentence(newest.decision), style="italic"))
         rows += [Text(note, style="cyan") for note in self._notes]
@@ -142,7 +143,9 @@ class Show:
             ("p99", [line.latency_s or 0.0 for line in self._lines], "magenta"),
         )
         for name, values, colour in series:
-            grid.add_row(Text(name, style="dim"), Text(sparkline(values), style=colour))
+            grid.add_row(
+                Text(name, style="dim"), Text(sparkline(thinned(values, HISTORY_COLUMNS)), style=colour)
+            )
         return grid
 
     def _plain(self, line: Line) -> str:
@@ -158,6 +161,12 @@ class Show:
             f"reference {told['reference_replicas']:2d}  authority {told['authority']['in_force']:g}  "
             f"guard {_bound(told)}  [{line.phase}]"
         )
+
+
+def thinned(values: list[float], columns: int) -> list[float]:
+    """At most so many values: the largest of each of as many stretches of equal length."""
+    stretch = -(-len(values) // columns) or 1
+    return [max(values[start : start + stretch]) for start in range(0, len(values), stretch)]
 
 
 def sparkline(values: list[float]) -> str:

@@ -146,12 +146,12 @@ def window_stats(history: History, ticks: int) -> WindowStats:
     window = history.window(ticks)
     xp = namespace(window)
     known = ~xp.isnan(window)
-    values = xp.where(known, window, xp.zeros_like(window))
+    values = xp.where(known, window, 0.0)
     count = xp.sum(xp.astype(known, window.dtype), axis=1)
     nothing = count == 0
     divisor = xp.where(nothing, xp.ones_like(count), count)
     mean = xp.sum(values, axis=1) / divisor
-    spread = xp.where(known, values - mean[:, None], xp.zeros_like(values))
+    spread = xp.where(known, values - mean[:, None], 0.0)
     variance = xp.sum(spread * spread, axis=1) / divisor
     unknown = xp.full_like(mean, xp.nan)
     return WindowStats(

@@ -13,7 +13,7 @@ from one_tick import tick
 from understudy_demo.__main__ import app
 from understudy_demo.load import HIGHEST_SHARE, MEAN_PODS, make_load
 from understudy_demo.samples import LedgerTail, Sample
-from understudy_demo.table import Line, Show, sparkline
+from understudy_demo.table import Line, Show, sparkline, thinned
 from understudy_policy import explain
 
 CAPACITY_RPS, MAX_REPLICAS = 25.0, 60
@@ -114,6 +114,16 @@ def test_in_a_terminal_the_last_decision_stands_below_the_table_as_a_sentence():
 
 def test_the_table_says_why_the_actor_is_silent():
     assert "authority 0  guard NoModel" in shown([line(0.0, model=False)], terminal=False)
+
+
+def test_a_long_history_fits_without_losing_its_peaks():
+    values = [1.0] * 1000
+    values[777] = 9.0
+    short = thinned(values, 80)
+    assert len(short) <= 80
+    assert max(short) == 9.0
+    assert thinned([1.0, 2.0], 80) == [1.0, 2.0]
+    assert thinned([], 80) == []
 
 
 @pytest.mark.parametrize(

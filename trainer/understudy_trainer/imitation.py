@@ -300,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option, path in (("--out", options.out), ("--json", options.json)):
         if path and not path.absolute().parent.is_dir():
             parser.error(f"{option} is {path}: its folder does not exist; create it first")
-    console, start = Console(), time.monotonic()
+    # Asked before the run: a checkout may move on while it lasts.
+    console, start, source = Console(), time.monotonic(), export.commit()
     with Progress(console=console) as progress:
         actor, observations, figures = imitate(options.config, progress)
     console.print(report(figures))
@@ -313,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "config": asdict(options.config),
         "seed": options.config.seed,
         "steps": options.config.updates,
-        "commit": export.commit(),
+        "commit": source,
         "reward_hash": None,
         "figures": figures,
     }
