@@ -6,7 +6,6 @@ token of their own ServiceAccount, so that a right that the chart would not give
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from understudy_demo.controlplane.client import Kube, KubeError, load_configurat
 from understudy_demo.controlplane.kubelet import FakeKubelet
 from understudy_demo.controlplane.pki import write_kubeconfig
 from understudy_demo.controlplane.plane import ControlPlane
+from understudy_demo.controlplane.processes import Workspace
 from understudy_policy.api import RLPolicy
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -97,9 +97,8 @@ def local_cluster(seed: int) -> Iterator[Cluster]:
     """
     with ControlPlane() as plane, FakeKubelet(plane.admin_kubeconfig, seed=seed):
         kube = Kube(plane.admin_kubeconfig)
-        with tempfile.TemporaryDirectory(prefix="understudy-demo-") as folder:
-            words = "a local control plane: etcd, kube-apiserver, kube-controller-manager, and a fake kubelet"
-            yield _furnish(kube, plane.admin_kubeconfig, None, Path(folder), words)
+        words = "a local control plane: etcd, kube-apiserver, kube-controller-manager, and a fake kubelet"
+        yield _furnish(kube, plane.admin_kubeconfig, None, plane.folder, words)
 
 
 @contextmanager
@@ -128,13 +127,14 @@ def cluster_at_hand(context: str) -> Iterator[Cluster]:
                 "use another cluster, or delete it first"
             )
     ensure_binaries()  # Prometheus' are needed here too, and a first build should not keep their cluster waiting
-    with tempfile.TemporaryDirectory(prefix="understudy-demo-") as folder:
-        try:
-            words = f"the cluster of context {context}; operator, Prometheus and emulator run on this machine"
-            yield _furnish(kube, None, context, Path(folder), words)
-        finally:
-            for resource, name in reversed(cluster_wide):
-                kube.delete(resource, name)
+    workspace = Workspace("demo")
+    try:
+        words = f"the cluster of context {context}; operator, Prometheus and emulator run on this machine"
+        yield _furnish(kube, None, context, workspace.folder, words)
+    finally:
+        workspace.remove()
+        for resource, name in reversed(cluster_wide):
+            kube.delete(resource, name)
 
 
 def _furnish(kube: Kube, kubeconfig: Path | None, context: str | None, folder: Path, words: str) -> Cluster:

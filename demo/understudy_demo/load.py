@@ -13,6 +13,9 @@ FASTEST_READABLE = 60.0
 """Trace seconds per second: a minute a second, the pace at which a person can still follow a table."""
 
 MEAN_PODS = 12.0
+CROWD_RISE_S = 24.0
+"""A generated crowd takes so long to arrive, real time: eight start-ups of a pod, however short the run."""
+
 HIGHEST_SHARE = 0.6
 """The peak may fill so much of what maxReplicas pods can serve: the demo shows scaling, not a limit."""
 
@@ -87,8 +90,8 @@ def around_the_peak(trace: Trace, duration_s: float) -> Trace:
 def _flash_crowds(seconds: int, seed: int) -> Trace:
     """Two flash crowds, the smaller one while the drill has killed the actor, with jitter, sampled once a minute."""
     share = np.linspace(0.0, 1.0, seconds + 1)
-    rates, rise = np.ones_like(share), 0.1
-    for at, height, decay in ((0.08, 2.0, 0.07), (0.57, 1.2, 0.06)):
+    rates, rise = np.ones_like(share), CROWD_RISE_S / seconds
+    for at, height, decay in ((0.08, 1.4, 0.07), (0.57, 0.9, 0.06)):
         since = share - at
         rates += height * np.clip(since / rise, 0.0, 1.0) * np.exp(-np.maximum(since - rise, 0.0) / decay)
     rates *= np.random.default_rng(seed).lognormal(0.0, 0.05, len(share))

@@ -161,6 +161,9 @@ def latency(
         axes.set_xlim(0, max(until_s - began_s, 1.0))
         axes.legend(loc="upper left", ncols=2, fontsize=9)
         axes.yaxis.set_major_locator(FixedLocator([50, 100, 250, 500, 1000, 2500, 5000, 10000]))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda ms, _: f"{ms:g} ms" if ms < 1000 else f"{ms / 1000:g} s")
+        )
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("latency, p99")
         axes.set_xlabel("seconds since the replay began")

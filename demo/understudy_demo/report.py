@@ -183,8 +183,8 @@ def _row(name: str, figure: str, *meaning: str) -> tuple[str, str, str]:
 
 def summary(played: Played) -> str:
     """The figures for a terminal."""
-    told = [f"load: {played.load.label}"]
-    return "\n".join(told + [f"{name}: {figure} ({meaning})" for name, figure, meaning in rows(played)])
+    told = [f"{name}: {figure} ({meaning})" for name, figure, meaning in rows(played)]
+    return "\n".join([played.load.label, *told])
 
 
 def _guards(ledger: Sequence[Record]) -> list[tuple[str, int, str]]:

@@ -153,4 +153,4 @@ def test_an_open_loop_is_not_reported_as_closed(tmp_path):
 
 
 def test_the_terminal_is_told_what_kind_of_load_it_was():
-    assert report.summary(played()).startswith("load: generated load, not a recording")
+    assert report.summary(played()).startswith("generated load, not a recording")
