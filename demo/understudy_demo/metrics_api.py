@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import ssl
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,7 +68,7 @@ class AggregatedApi:
         for version in self._resources:
             group, _, number = version.partition("/")
             wait_for(
-                lambda name=f"{number}.{group}": _is_available(kube, name),
+                functools.partial(_is_available, kube, f"{number}.{group}"),
                 f"the API {version} to be available",
             )
 
