@@ -2,7 +2,7 @@
 
     python benchmarks/tick.py --json tick.json
 
-Every size runs in a process of its own, on one thread, with the rings of an hour and of eight days full. Timed is
+Every size runs in a process of its own, on one thread, with the rings of an hour and of a week full. Timed is
 what the operator computes for all its policies: first the decision program alone (observe, the built-in actor,
 decide), then what is left of a tick afterwards (ledger, metrics, status). Telemetry and the API server are not in it:
 see fleet.py.

@@ -58,7 +58,7 @@ class Cohort:
             self.state = take(self.state, np.array([before[uid] for uid in kept], np.int64))
         if added:
             fresh = decision.initial_state(len(added))
-            # Eight days of ten thousand policies are 140 MiB: at the start they need not be there twice.
+            # The past of ten thousand policies takes 120 MiB: at the start it need not be there twice.
             self.state = concatenate(self.state, fresh) if kept else fresh
         if edited or added or len(kept) < len(before):
             self._describe()

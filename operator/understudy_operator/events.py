@@ -154,6 +154,8 @@ class EventRecorder:
             except KubeError as error:
                 about = {"namespace": namespace, "policy": body["regarding"]["name"], "reason": reason}
                 log.warning("an event could not be posted: %s", error.message, extra=about)
+                if not error.status:
+                    return  # the API server does not answer: the rest must not wait for that one by one
                 continue
             self._on_event(reason)
 

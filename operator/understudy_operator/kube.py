@@ -23,7 +23,6 @@ from yarl import URL
 
 FIELD_MANAGER = "understudy"
 MERGE_PATCH = "application/merge-patch+json"
-APPLY_PATCH = "application/apply-patch+yaml"
 JSON_PATCH = "application/json-patch+json"
 
 PAGE_SIZE = 500
@@ -154,7 +153,7 @@ class Kube:
         Args:
             path: of the object, or of its `/status` or `/scale`.
             body: the patch; `metadata.resourceVersion` in a merge patch makes it conditional.
-            content_type: `MERGE_PATCH`, `APPLY_PATCH` or `JSON_PATCH`.
+            content_type: `MERGE_PATCH` or `JSON_PATCH`.
             field_manager: who owns the fields afterwards.
             params: further query parameters, such as `{"force": "true"}`.
             timeout_s: limit of this call.
@@ -165,14 +164,10 @@ class Kube:
         query = {"fieldManager": field_manager, **(params or {})}
         return await self._call("patch", "PATCH", path, query, body, content_type, timeout_s)
 
-    async def list(self, path: str, *, label_selector: str = "", field_selector: str = "") -> Bodies:
+    async def list(self, path: str) -> Bodies:
         """Read a whole collection, page by page; raises `KubeError` if any page fails."""
         items: Bodies = []
         params = {"limit": str(PAGE_SIZE)}
-        if label_selector:
-            params["labelSelector"] = label_selector
-        if field_selector:
-            params["fieldSelector"] = field_selector
         while True:
             page = await self._call("list", "GET", path, params)
             # Items of a list do not say what they are; those of a watch do.
@@ -266,12 +261,7 @@ async def load_configuration(kubeconfig: Path | None = None, context: str | None
             load_incluster_config(client_configuration=configuration)
         else:
             await _load_kubeconfig(configuration, kubeconfig, context)
-    except (
-        ConfigException,
-        OSError,
-        TypeError,
-        YAMLError,
-    ) as error:  # an empty kubeconfig is a TypeError in there
+    except (ConfigException, OSError) as error:
         where = kubeconfig or "the default kubeconfig"
         raise KubeError(
             0,
@@ -290,7 +280,10 @@ async def _load_kubeconfig(configuration: Configuration, path: Path | None, cont
 
     async def load() -> float:
         file = None if path is None else str(path)
-        await load_kube_config(file, context, client_configuration=configuration, persist_config=False)
+        try:
+            await load_kube_config(file, context, client_configuration=configuration, persist_config=False)
+        except (TypeError, YAMLError) as error:  # an empty kubeconfig is a TypeError in there
+            raise ConfigException(f"it is not a kubeconfig: {error}") from error
         return time.monotonic()
 
     loaded_at = await load()

@@ -65,28 +65,32 @@ class DecidedTick:
     decision: Decision
     writes: Sequence[WriteOutcome | None]
 
-    def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
-        """One record per row; features and likeliest rows where a row was chosen or replicas move."""
+    def lines(self, start: int = 0, stop: int | None = None) -> list[bytes]:
+        """One record per row as JSON; features and likeliest rows where a row was chosen or replicas move."""
         rows = np.arange(len(self.policies))[start:stop]
-        return self._records(rows, explain.worth_details(self.decision, self.state)[rows])
+        return self._lines(rows, explain.worth_details(self.decision, self.state)[rows])
 
     def record(self, key: Key) -> Record | None:
         """The complete record of one policy, None where it had no part in this tick."""
         row = self._rows.get(key)
-        return None if row is None else self._records(np.array([row]), np.ones(1, np.bool_))[0]
+        if row is None:
+            return None
+        told: Record = orjson.loads(self._lines(np.array([row]), np.ones(1, np.bool_))[0])
+        return told
 
     @cached_property
     def _rows(self) -> dict[Key, int]:
         return {policy.key: row for row, policy in enumerate(self.policies)}
 
-    def _records(self, rows: Any, details: Any) -> list[Record]:
+    def _lines(self, rows: Any, details: Any) -> list[bytes]:
         time = (
             datetime.fromtimestamp(self.time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         )
         prefix = _id_prefix(self.time_s, self.tick_id)
-        told = explain.records(self.decision, self.settings, self.state, rows, details)
+        told = explain.lines(self.decision, self.settings, self.state, rows, details)
         return [
-            self._head(row, time, prefix) | record for row, record in zip(rows.tolist(), told, strict=True)
+            b"%b,%b" % (orjson.dumps(self._head(row, time, prefix))[:-1], line[1:].encode())
+            for row, line in zip(rows.tolist(), told, strict=True)
         ]
 
     def _head(self, row: int, time: str, prefix: str) -> Record:
@@ -187,21 +191,21 @@ class Ledger:
     def _run(self) -> None:
         while (tick := self._waiting.get()) is not None:
             for start in range(0, len(tick.policies), self.BATCH):
-                self._write(tick.records(start, start + self.BATCH))
+                self._write(tick.lines(start, start + self.BATCH))
             with self._lock:
                 self._pending -= len(tick.policies)
         self._close_file()
 
-    def _write(self, records: list[Record]) -> None:
+    def _write(self, lines: list[bytes]) -> None:
         try:
             file = self._file or self._open()
-            file.write(b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records))
+            file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             if file.tell() >= self._config.max_bytes:
                 self._rotate()
         except OSError as error:
             self._close_file()
-            self._lost(len(records), f"decisions cannot be written to {self._config.path}: {error.strerror}")
+            self._lost(len(lines), f"decisions cannot be written to {self._config.path}: {error.strerror}")
         else:
             self.problem = None
 

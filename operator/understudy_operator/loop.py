@@ -32,6 +32,7 @@ class Loop:
         store: PolicyStore,
         tick: Tick,
         record: Callable[[Finished], Awaitable[None]],
+        tend: Callable[[], None],
         metrics: Metrics,
     ) -> None:
         """Wire the loop.
@@ -40,9 +41,11 @@ class Loop:
             store: tells which intervals exist.
             tick: what runs on every beat.
             record: is given every finished tick.
+            tend: called now and then where there is nothing to tick for.
             metrics: told of durations, overruns and failures.
         """
-        self._store, self._tick, self._record, self._metrics = store, tick, record, metrics
+        self._store, self._tick, self._metrics = store, tick, metrics
+        self._record, self._tend = record, tend
         self._stopping = asyncio.Event()
         self._beats: dict[float, asyncio.Task[None]] = {}
         self.last_tick_s = time.monotonic()
@@ -50,14 +53,21 @@ class Loop:
 
     async def run(self) -> None:
         """Tick until `stop` is called; then every tick under way is finished."""
+        intervals: set[float] = set()
+        intervals_of = -1
         while not self._stopping.is_set():
-            intervals = {interval for record in self._store if (interval := interval_of(record)) is not None}
+            if intervals_of != self._store.spec_version:
+                intervals_of = self._store.spec_version
+                intervals = {
+                    interval for record in self._store if (interval := interval_of(record)) is not None
+                }
             self._beats = {interval: task for interval, task in self._beats.items() if not task.done()}
             for interval in intervals - self._beats.keys():
                 self._beats[interval] = asyncio.create_task(self._beat(Cohort(interval)))
             self.longest_interval_s = max(intervals, default=LOOK_FOR_INTERVALS_S)
             if not intervals:
                 self.last_tick_s = time.monotonic()
+                self._tend()
             await self._pause(LOOK_FOR_INTERVALS_S)
         await asyncio.gather(*self._beats.values())
 

@@ -7,10 +7,10 @@ per policy would cost two tasks each and a call to every dependency per policy.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import typer
 
 from understudy_operator import logs
 from understudy_operator.actors import Actors
+from understudy_operator.cache import Cache
 from understudy_operator.events import EventRecorder
 from understudy_operator.health import Endpoints, Vitals, serving
 from understudy_operator.killswitch import KillSwitch
@@ -39,23 +40,6 @@ from understudy_policy.api import GROUP, VERSION
 log = logging.getLogger(__name__)
 
 POLICIES = f"/apis/{GROUP}/{VERSION}/rlpolicies"
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Something that watch events feed and lists correct.
-
-    Attributes:
-        paths: of its lists.
-        put: takes a body and whether it was deleted.
-        known, drop, identity: of its entries.
-    """
-
-    paths: tuple[str, ...]
-    put: Callable[[Mapping[str, Any], bool], None]
-    known: Callable[[], set[Any]]
-    drop: Callable[[Any], None]
-    identity: Callable[[Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -87,6 +71,7 @@ class Operator:
 
     Attributes:
         kube, store, scaler, killswitch, tick, recorder, loop, metrics, decisions, vitals, actors: see there.
+        workloads, hpas, namespaces: what is known of the cluster beside the policies.
         port: that health and metrics are served on, once they are.
     """
 
@@ -101,15 +86,33 @@ class Operator:
     decisions: Decisions
     vitals: Vitals
     actors: Actors
-    status: StatusWriter
     port: int = 0
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def on_policy(self, event_type: str | None, body: Mapping[str, Any]) -> None:
-        """Take in a watch event of a policy."""
-        self.store.on_event(event_type, body)
-        if event_type == "DELETED":
-            self.status.forget((body["metadata"]["namespace"], body["metadata"]["name"]))
+    def __post_init__(self) -> None:
+        """Describe the caches that are fed by watches."""
+        scaler, killswitch = self.scaler, self.killswitch
+        self.workloads = Cache(
+            ("/apis/apps/v1/deployments", "/apis/apps/v1/statefulsets"),
+            scaler.on_workload_event,
+            scaler.known_workloads,
+            scaler.drop_workload,
+            key_of,
+        )
+        self.hpas = Cache(
+            ("/apis/autoscaling/v2/horizontalpodautoscalers",),
+            scaler.on_hpa_event,
+            scaler.known_hpas,
+            scaler.drop_hpa,
+            lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]),
+        )
+        self.namespaces = Cache(
+            ("/api/v1/namespaces",),
+            killswitch.on_namespace_event,
+            killswitch.known_namespaces,
+            killswitch.drop_namespace,
+            lambda body: body["metadata"]["name"],
+        )
 
     async def refresh(self) -> None:
         """List everything once: the caches are complete afterwards, whatever a watch has missed.
@@ -117,16 +120,9 @@ class Operator:
         Raises:
             KubeError: something could not be listed.
         """
-        for cache in self._caches():
-            # What was known before the list began and is not in it has gone; what a watch told of meanwhile has not.
-            before, listed = cache.known(), set()
-            for path in cache.paths:
-                for body in await self.kube.list(path):
-                    cache.put(body, False)
-                    listed.add(cache.identity(body))
-            for gone in before - listed:
-                cache.drop(gone)
-        corrected = await self.store.sync(lambda: self._list_policies())
+        for cache in (self.workloads, self.hpas, self.namespaces):
+            await cache.refresh(self.kube.list)
+        corrected = await self.store.sync(lambda: self.kube.list(POLICIES))
         if corrected:
             log.info("listing all policies corrected %d of them", corrected)
 
@@ -149,6 +145,8 @@ class Operator:
                 await self.refresh()
             except KubeError as error:
                 log.warning("listing again failed: %s", error.message)
+            except Exception:  # what one list met must not end the lists for good
+                log.exception("listing again failed")
 
     async def stop(self) -> None:
         """Finish the ticks under way, begin no other."""
@@ -160,38 +158,9 @@ class Operator:
         """Why the operator is not ready, None once it is."""
         if not self.store.synced:
             return "the policies have not been listed yet"
-        if len(self.store) and not self.actors.loaded_once:
+        if any(record.policy for record in self.store) and not self.actors.loaded_once:
             return "the first tick is not over yet"
         return None
-
-    def _caches(self) -> tuple[Cache, ...]:
-        scaler, killswitch = self.scaler, self.killswitch
-        return (
-            Cache(
-                ("/apis/apps/v1/deployments", "/apis/apps/v1/statefulsets"),
-                scaler.on_workload_event,
-                scaler.known_workloads,
-                scaler.drop_workload,
-                key_of,
-            ),
-            Cache(
-                ("/apis/autoscaling/v2/horizontalpodautoscalers",),
-                scaler.on_hpa_event,
-                scaler.known_hpas,
-                scaler.drop_hpa,
-                lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]),
-            ),
-            Cache(
-                ("/api/v1/namespaces",),
-                killswitch.on_namespace_event,
-                killswitch.known_namespaces,
-                killswitch.drop_namespace,
-                lambda body: body["metadata"]["name"],
-            ),
-        )
-
-    async def _list_policies(self) -> list[Mapping[str, Any]]:
-        return [*await self.kube.list(POLICIES)]
 
 
 @asynccontextmanager
@@ -206,7 +175,7 @@ async def operator(config: OperatorConfig) -> AsyncIterator[Operator]:
                 on_call=lambda verb, outcome: metrics.api_calls.labels(verb, outcome).inc(),
             )
         )
-        prometheus = Prometheus(config.prometheus)
+        prometheus = Prometheus(config.prometheus, metrics.count_query)
         stack.callback(prometheus.close)
         store, scaler, actors, decisions = PolicyStore(), Scaler(kube), Actors(), Decisions()
         killswitch = KillSwitch(kube, config.namespace)
@@ -220,28 +189,34 @@ async def operator(config: OperatorConfig) -> AsyncIterator[Operator]:
         )
         recorder = Recorder(store, decisions, ledger, metrics, status, events)
         tick = Tick(store, prometheus, scaler, killswitch, actors, _stopwatch(metrics))
-        loop = Loop(store, tick, recorder.record, metrics)
+        loop = Loop(store, tick, recorder.record, recorder.tend, metrics)
         vitals = Vitals(loop, metrics.loop_lag.set)
         yield Operator(
-            kube, store, scaler, killswitch, tick, recorder, loop, metrics, decisions, vitals, actors, status
+            kube, store, scaler, killswitch, tick, recorder, loop, metrics, decisions, vitals, actors
         )
 
 
 def handlers(config: OperatorConfig) -> kopf.OperatorRegistry:
-    """The kopf handlers: watch events into caches, start and stop of the loop."""
+    """The kopf handlers: watch events into caches, start and stop of the loop.
+
+    All of them are coroutines, because kopf runs plain functions in threads, and the caches belong to the event loop.
+    """
     registry = kopf.OperatorRegistry()
     stack = AsyncExitStack()
     running: dict[str, Operator] = {}
 
-    @kopf.on.startup(registry=registry)
+    # A port that is taken or a kubeconfig that is wrong ends the process: tried again, it would fail again.
+    @kopf.on.startup(registry=registry, errors=kopf.ErrorsMode.PERMANENT)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
         configure_kopf(settings)
-        running["operator"] = wired = await stack.enter_async_context(operator(config))
-        endpoints = Endpoints(wired.vitals, wired.not_ready, wired.metrics.render, wired.decisions.last)
-        wired.port = await stack.enter_async_context(serving(endpoints, config.host, config.port))
-        await wired.start()
-        relist = asyncio.create_task(wired.relist(config.relist_s))
-        stack.callback(relist.cancel)
+        async with AsyncExitStack() as starting:
+            running["operator"] = wired = await starting.enter_async_context(operator(config))
+            endpoints = Endpoints(wired.vitals, wired.not_ready, wired.metrics.render, wired.decisions.last)
+            wired.port = await starting.enter_async_context(serving(endpoints, config.host, config.port))
+            await wired.start()
+            relist = asyncio.create_task(wired.relist(config.relist_s))
+            starting.callback(relist.cancel)
+            await stack.enter_async_context(starting.pop_all())
         log.info("understudy is ticking; health, metrics and decisions on port %d", wired.port)
 
     @kopf.on.cleanup(registry=registry)
@@ -250,21 +225,21 @@ def handlers(config: OperatorConfig) -> kopf.OperatorRegistry:
         await stack.aclose()
 
     @kopf.on.event(GROUP, VERSION, "rlpolicies", registry=registry)
-    def policy(event: kopf.RawEvent, **_: Any) -> None:
-        running["operator"].on_policy(event["type"], event["object"])
+    async def policy(event: kopf.RawEvent, **_: Any) -> None:
+        running["operator"].store.on_event(event["type"], event["object"])
 
     @kopf.on.event("apps", "v1", "deployments", registry=registry)
     @kopf.on.event("apps", "v1", "statefulsets", registry=registry)
-    def workload(event: kopf.RawEvent, **_: Any) -> None:
-        running["operator"].scaler.on_workload_event(event["object"], event["type"] == "DELETED")
+    async def workload(event: kopf.RawEvent, **_: Any) -> None:
+        running["operator"].workloads.on_event(event)
 
     @kopf.on.event("autoscaling", "v2", "horizontalpodautoscalers", registry=registry)
-    def hpa(event: kopf.RawEvent, **_: Any) -> None:
-        running["operator"].scaler.on_hpa_event(event["object"], event["type"] == "DELETED")
+    async def hpa(event: kopf.RawEvent, **_: Any) -> None:
+        running["operator"].hpas.on_event(event)
 
     @kopf.on.event("", "v1", "namespaces", registry=registry)
-    def namespace(event: kopf.RawEvent, **_: Any) -> None:
-        running["operator"].killswitch.on_namespace_event(event["object"], event["type"] == "DELETED")
+    async def namespace(event: kopf.RawEvent, **_: Any) -> None:
+        running["operator"].namespaces.on_event(event)
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
@@ -290,14 +265,40 @@ async def _connection(config: OperatorConfig) -> kopf.ConnectionInfo:
     )
 
 
+class _Backoffs:
+    """Seconds between tries that never run out, for kopf to go through once per request.
+
+    With its own, an API server that answers 500 for two minutes would end the process, and with it what was learned.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 1.0, 2.0, 3.0, 5.0), itertools.repeat(10.0))
+
+
+class Forgetful(kopf.DiffBaseStorage):
+    """Remembers nothing of an object: copying it twice to find what has changed is half of what an event costs."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Nothing of the object is worth comparing."""
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        """Nothing has been stored."""
+
+    def store(self, **_: Any) -> None:
+        """Nothing to store."""
+
+
 def configure_kopf(settings: kopf.OperatorSettings) -> None:
     """Kopf only watches: no finalizers, no annotations, no events, and watches that notice when they died."""
+    settings.persistence.diffbase_storage = Forgetful()
     settings.posting.enabled = False
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
     settings.networking.enforce_retry_after = True
+    settings.networking.error_backoffs = _Backoffs()
     settings.scanning.disabled = True
     settings.peering.standalone = True
 
@@ -367,14 +368,8 @@ def run(
         host=host,
         port=port,
     )
-    asyncio.run(_run(config))
-
-
-async def _run(config: OperatorConfig) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await kopf.operator(registry=handlers(config), clusterwide=True, standalone=True, stop_flag=stop)
+    # SIGTERM and SIGINT are kopf's: it ends the watches and then calls the clean-up.
+    asyncio.run(kopf.operator(registry=handlers(config), clusterwide=True, standalone=True))
 
 
 def main() -> None:

@@ -108,6 +108,10 @@ class Metrics:
             if scope:
                 self.killed_policies.labels(_camel(scope.name))
 
+    def count_query(self, cause: Cause) -> None:
+        """Count one query to Prometheus by what became of it."""
+        self.prometheus_queries.labels(_camel(cause.name)).inc()
+
     def observe(self, decision: Decision) -> None:
         """Count what one tick decided, and why.
 

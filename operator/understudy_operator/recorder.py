@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
-
-import numpy as np
 
 from understudy_operator.conditions import Situation
 from understudy_operator.events import EventReason, EventRecorder
@@ -16,10 +15,14 @@ from understudy_operator.metrics import Metrics, PolicyGauges
 from understudy_operator.scaling import Outcome, WriteResult
 from understudy_operator.status import Figures, StatusWriter
 from understudy_operator.store import Key, PolicyStore
-from understudy_operator.tick import Finished, may_write
-from understudy_policy.signals import Cause
+from understudy_operator.telemetry.collect import Problem
+from understudy_operator.tick import Finished
+from understudy_policy.signals import SIGNAL_NAMES, Cause, Signal
 
 log = logging.getLogger(__name__)
+
+SETTLE_S = 10.0
+"""A pod that is asked to end has thirty seconds, and the ledger needs some of them."""
 
 
 class Decisions:
@@ -53,6 +56,8 @@ class Recorder:
         self._store, self._decisions, self._ledger = store, decisions, ledger
         self._metrics, self._status, self._events = metrics, status, events
         self._loaded_at: dict[str, str] = {}
+        self._pruned = -1
+        self._problems: dict[float, set[tuple[Signal, Cause]]] = {}
         self._flush: asyncio.Task[None] | None = None
 
     async def record(self, finished: Finished) -> None:
@@ -62,15 +67,29 @@ class Recorder:
         if self._ledger is not None:
             self._ledger.append(tick)
         self._count(finished)
+        self._log_problems(tick.settings.tick_s, finished.view.telemetry_problems)
         self._tell(finished)
-        self._offer_invalid()
+        self.tend()
+
+    def tend(self) -> None:
+        """See to what belongs to no tick: policies that cannot be understood or are gone, and writing the status."""
+        for record in self._store:
+            if record.invalid is not None:
+                # It has no row in any tick; its status says what is wrong.
+                self._status.offer(record, Situation(invalid=record.invalid, causes=None), Figures())
+        if self._pruned != self._store.spec_version:
+            self._pruned = self._store.spec_version
+            self._status.keep({record.key for record in self._store})
+        self._metrics.set_policies(
+            Counter("Invalid" if r.policy is None else r.policy.spec.mode for r in self._store)
+        )
         if self._flush is None or self._flush.done():
             self._flush = asyncio.create_task(self._flush_status())
 
     async def settle(self) -> None:
-        """Wait for the status writes under way."""
+        """Wait for the status writes under way, though not for an API server that does not answer."""
         if self._flush is not None:
-            await self._flush
+            await asyncio.wait({self._flush}, timeout=SETTLE_S)
 
     async def _flush_status(self) -> None:
         try:
@@ -85,22 +104,28 @@ class Recorder:
         for write in tick.writes:
             if write is not None:
                 metrics.writes.labels(str(write.outcome)).inc()
-        acting = np.array(
-            [
-                scale is not None and row not in finished.view.conflicts and may_write(spec.mode, scale)
-                for row, (spec, scale) in enumerate(zip(finished.specs, finished.view.scales, strict=True))
-            ],
-            bool,
-        )
+        seen = tick.decision.observation.seen
+        acting = (tick.decision.authority > 0) & (seen.replicas > 0) & (seen.override < 0)
         keys = [record.key for record in tick.policies]
         metrics.show(tick.settings.tick_s, PolicyGauges(keys, tick.decision, acting))
-        metrics.set_policies(
-            Counter("Invalid" if r.policy is None else r.policy.spec.mode for r in self._store)
-        )
         metrics.set_models(
             {actor.uri: actor.sha256 for actor in finished.answers.actors if actor is not None}
         )
         metrics.last_tick.set(tick.time_s)
+
+    def _log_problems(self, interval_s: float, problems: Sequence[Problem]) -> None:
+        """Say what went wrong with queries, in Prometheus' own words, when it begins and not at every tick."""
+        known = self._problems.get(interval_s, set())
+        self._problems[interval_s] = {(problem.signal, problem.cause) for problem in problems}
+        for problem in problems:
+            if (problem.signal, problem.cause) not in known:
+                log.warning(
+                    "telemetry, %s of %d policies: %s",
+                    SIGNAL_NAMES[problem.signal],
+                    len(problem.rows),
+                    problem.detail,
+                    extra={"reason": problem.cause.name},
+                )
 
     def _tell(self, finished: Finished) -> None:
         """Offer every policy's status; the writer decides what is worth a write."""
@@ -173,14 +198,10 @@ class Recorder:
                 scaled = EventReason.SCALED_UP if desired > current else EventReason.SCALED_DOWN
                 self._events.post(record, scaled, f"replicas {write.message}")
 
-    def _offer_invalid(self) -> None:
-        """Policies that cannot be understood have no row; their status says what is wrong."""
-        for record in self._store:
-            if record.invalid is not None:
-                self._status.offer(record, Situation(invalid=record.invalid, causes=None), Figures())
-
     def _since(self, sha256: str, now_s: float) -> str:
-        return self._loaded_at.setdefault(sha256, _rfc3339(now_s))
+        if sha256 not in self._loaded_at:
+            self._loaded_at[sha256] = _rfc3339(now_s)
+        return self._loaded_at[sha256]
 
 
 def _problem_of(write: WriteResult | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +23,7 @@ def authority(spec: RLPolicySpec, canary_age_s: float) -> float:
     if spec.mode != "Canary":
         return 0.0
     steps = spec.rollout.steps
-    step = int(canary_age_s // spec.rollout.step_duration_s)
+    step = int(max(canary_age_s, 0.0) // spec.rollout.step_duration_s)  # the wall clock may be set back
     return steps[min(step, len(steps) - 1)]
 
 
@@ -31,16 +31,22 @@ class Canaries:
     """When each policy's canary began; a restart finds it in the status."""
 
     def __init__(self) -> None:
-        self._began: dict[str, float] = {}
+        self._began: dict[str, float | None] = {}
 
     def began_s(self, uid: str, spec: RLPolicySpec, status: Mapping[str, Any], now_s: float) -> float | None:
         """Unix time at which this policy's canary began, None where it is in another mode."""
         if spec.mode != "Canary":
-            self._began.pop(uid, None)
-            return None
-        if uid not in self._began:
+            self._began[uid] = None
+        elif uid not in self._began:
             self._began[uid] = min(_unix(status.get("canaryStartedAt")) or now_s, now_s)
+        elif self._began[uid] is None:
+            # The status may still tell of the canary before, which came to an end.
+            self._began[uid] = now_s
         return self._began[uid]
+
+    def keep(self, uids: Set[str]) -> None:
+        """Drop all policies but these."""
+        self._began = {uid: began for uid, began in self._began.items() if uid in uids}
 
 
 def override_replicas(spec: RLPolicySpec, now_s: float) -> int:

@@ -58,7 +58,6 @@ class ScaleView:
         ready: ready pods.
         resource_version, uid: of the workload object.
         owner: field manager of `spec.replicas`, empty if unknown.
-        owner_time: RFC 3339 time of its write; empty if unknown, as for every write through `/scale`.
     """
 
     replicas: int
@@ -66,7 +65,6 @@ class ScaleView:
     resource_version: str
     uid: str
     owner: str = ""
-    owner_time: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +150,8 @@ class Scaler:
         before = self._hpa_target.pop(hpa, None)
         if before is not None:
             self._hpas[before].pop(hpa[1])
+            if not self._hpas[before]:
+                del self._hpas[before]
 
     def conflict_of(self, target: Target, hold_s: float) -> str | None:
         """Who else steers this target, in one sentence without numbers; None if nobody does.
@@ -247,7 +247,7 @@ class Scaler:
         scale = await self._kube.get(path + "/scale")
         metadata, spec = _parts(scale, "spec")
         ready = (scale.get("status") or {}).get("replicas", 0)
-        owner, owner_time = "", ""
+        owner = ""
         try:
             whole = await self._kube.get(path)
         except KubeError as error:
@@ -255,10 +255,8 @@ class Scaler:
                 raise
         else:
             ready = (whole.get("status") or {}).get("readyReplicas", ready)
-            owner, owner_time = manager_of(whole["metadata"], "f:spec", "f:replicas")
-        return ScaleView(
-            spec.get("replicas", 0), ready, metadata["resourceVersion"], metadata["uid"], owner, owner_time
-        )
+            owner, _ = manager_of(whole["metadata"], "f:spec", "f:replicas")
+        return ScaleView(spec.get("replicas", 0), ready, metadata["resourceVersion"], metadata["uid"], owner)
 
     async def _path(self, target: Target) -> str:
         group, kind, namespace, name = target.key
@@ -291,14 +289,13 @@ class Scaler:
 
 def _view_of_workload(body: Mapping[str, Any]) -> ScaleView:
     metadata, spec = _parts(body, "spec")
-    owner, owner_time = manager_of(metadata, "f:spec", "f:replicas")
+    owner, _ = manager_of(metadata, "f:spec", "f:replicas")
     return ScaleView(
         replicas=spec.get("replicas", 1),
         ready=(body.get("status") or {}).get("readyReplicas", 0),
         resource_version=metadata["resourceVersion"],
         uid=metadata["uid"],
         owner=owner,
-        owner_time=owner_time,
     )
 
 

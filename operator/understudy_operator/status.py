@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -153,6 +153,11 @@ class StatusWriter:
         """Drop a policy that exists no more."""
         self._entries.pop(key, None)
         self._pending.pop(key, None)
+
+    def keep(self, keys: Set[Key]) -> None:
+        """Drop all policies but these."""
+        for key in self._entries.keys() - keys:
+            self.forget(key)
 
     async def flush(self) -> None:
         """Write what is due; returns at once where the last flush is still under way."""

@@ -57,6 +57,7 @@ class PolicyStore:
         self.synced = False
         self.spec_version = 0
         self._records: dict[Key, PolicyRecord] = {}
+        self._told: set[Key] = set()
         self._ordered: tuple[PolicyRecord, ...] | None = ()
 
     def __len__(self) -> int:
@@ -81,6 +82,7 @@ class PolicyStore:
         """
         metadata = body["metadata"]
         key = (metadata["namespace"], metadata["name"])
+        self._told.add(key)
         known = self._records.get(key)
         if event_type == "DELETED":
             # The old object's end may be told after its successor's beginning.
@@ -98,16 +100,17 @@ class PolicyStore:
         Returns:
             How many records had to be corrected.
         """
-        before = {key: record.uid for key, record in self._records.items()}
-        items = list(await list_all())
-        seen = self._versions()
-        for body in items:
-            self.on_event(None, body)
-        listed = {(body["metadata"]["namespace"], body["metadata"]["name"]) for body in items}
-        for key, uid in before.items():
-            # What the watch brought while the list was under way is newer than the list.
-            if key not in listed and key in self._records and self._records[key].uid == uid:
-                self._remove(key)
+        before = set(self._records)
+        self._told.clear()
+        listed = {
+            (body["metadata"]["namespace"], body["metadata"]["name"]): body for body in await list_all()
+        }
+        # What the watch brought while the list was under way, deletions included, is newer than the list.
+        told, seen = set(self._told), self._versions()
+        for key in listed.keys() - told:
+            self.on_event(None, listed[key])
+        for key in before - listed.keys() - told:
+            self._remove(key)
         self.synced = True
         return len({key for key, _ in seen.items() ^ self._versions().items()})
 

@@ -108,8 +108,8 @@ class Tick:
         self._deadlines = deadlines or Deadlines()
         self._canaries = Canaries()
         self._target_uids: dict[str, str] = {}
-        self._known_duplicates: dict[Key, Key] = {}
-        self._duplicates_of = -1
+        self._duplicates: dict[Key, Key] = {}
+        self._spec_version = -1
         self._count = 0
 
     async def run(self, cohort: Cohort, now_s: float) -> Finished:
@@ -120,7 +120,11 @@ class Tick:
             now_s: evaluation time of everything in this tick, Unix seconds.
         """
         self._count += 1
-        logs.tick_id.set(self._count)
+        tick_id = self._count  # by the end of this tick another cohort's may have begun
+        logs.tick_id.set(tick_id)
+        if self._spec_version != self._store.spec_version:
+            self._spec_version = self._store.spec_version
+            self._learn_policies()
         new = cohort.sync([record for record in self._store if interval_of(record) == cohort.tick_s])
 
         stop = self._timed("observe")
@@ -140,7 +144,7 @@ class Tick:
         if len(new):
             await self._read_past(cohort, new, now_s)
         decided = DecidedTick(
-            tick_id=self._count,
+            tick_id=tick_id,
             time_s=now_s,
             policies=cohort.records,
             model_sha256=[None if actor is None else actor.sha256 for actor in answers.actors],
@@ -167,7 +171,8 @@ class Tick:
         }
         conflicts.update(
             (row, f"RLPolicy {duplicate[1]} scales this target already: delete one of the two")
-            for duplicate, row in self._duplicates(cohort.records)
+            for row, record in enumerate(cohort.records)
+            if (duplicate := self._duplicates.get(record.key)) is not None
         )
         began = self._canaries_began(cohort, now_s)
         seen = program.Seen(
@@ -176,8 +181,8 @@ class Tick:
             ready=np.array([0 if scale is None else scale.ready for scale in found], np.int64),
             authority=np.array(
                 [
-                    authority(spec, now_s - (at or now_s))
-                    for spec, at in zip(cohort.specs, began, strict=True)
+                    0.0 if conflicts[row] else authority(spec, now_s - (at or now_s))
+                    for row, (spec, at) in enumerate(zip(cohort.specs, began, strict=True))
                 ],
                 np.float64,
             ),
@@ -264,13 +269,12 @@ class Tick:
                 rows.append(row)
         return np.array(rows, np.int64)
 
-    def _duplicates(self, records: Sequence[PolicyRecord]) -> list[tuple[Key, int]]:
-        """The policy that came first, and the row of each that came later to the same target."""
-        if self._duplicates_of != self._store.spec_version:
-            self._duplicates_of = self._store.spec_version
-            self._known_duplicates = self._store.duplicates()
-        known = self._known_duplicates
-        return [(known[record.key], row) for row, record in enumerate(records) if record.key in known]
+    def _learn_policies(self) -> None:
+        """What is worked out once per change of the specs, or of the set of policies."""
+        uids = {record.uid for record in self._store}
+        self._canaries.keep(uids)
+        self._target_uids = {uid: target for uid, target in self._target_uids.items() if uid in uids}
+        self._duplicates = self._store.duplicates()
 
     def _canaries_began(self, cohort: Cohort, now_s: float) -> list[float | None]:
         return [

@@ -188,10 +188,11 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
     known_target = seen.replicas >= 0
     current = xp.where(known_target, seen.replicas, maximum(xp, state.replicas, 0))
     ready = minimum(xp, seen.ready, current)
-    capacity = learned.capacity_rps(settings.given_capacity_rps, state.estimates)
     freshness = signals.Freshness(
         settings.stale_after_s,
-        signals.largest_plausible(settings.max_replicas, capacity, state.values[:, Signal.CPU_REQUEST]),
+        signals.largest_plausible(
+            settings.max_replicas, settings.given_capacity_rps, state.values[:, Signal.CPU_REQUEST]
+        ),
     )
     values, cause, unchanged = signals.assess(seen.samples, freshness, state.values, state.unchanged_ticks)
     estimates = learned.update(state.estimates, values, current, ready)

@@ -6,7 +6,10 @@ that a record from last week reads the same as one of this second.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,11 +28,11 @@ TOP_ROWS = 3
 
 FEATURE_NAMES = tuple(name for name, _ in SCHEMA)
 
-_LABELS = {int(reason): reason.label for reason in Reason}
 _SENTENCE_OF = {reason.label: SENTENCES[reason] for reason in Reason}
-_QUALITY = [quality_of(cause).name.capitalize() for cause in Cause]
-_CAUSE = ["".join(word.capitalize() for word in cause.name.split("_")) for cause in Cause]
-_KILL = {int(scope): scope.name.capitalize() for scope in KillScope}
+_LABEL_JSON = {int(reason): f'"{reason.label}"' for reason in Reason}
+_QUALITY_JSON = [f'"{quality_of(cause).name.capitalize()}"' for cause in Cause]
+_CAUSE_JSON = ['"' + "".join(word.capitalize() for word in cause.name.split("_")) + '"' for cause in Cause]
+_KILL_JSON = {int(scope): f'"{scope.name.capitalize()}"' for scope in KillScope}
 
 _TOLD_ANYWAY = frozenset(
     reason.label for reason in Reason if reason <= Reason.MODEL_OUTPUT_INVALID or reason == Reason.AUTHORITY
@@ -49,18 +52,19 @@ def worth_details(decision: Decision, state: State) -> Array:
 
 
 def record(decision: Decision, settings: Settings, state: State, row: int) -> dict[str, Any]:
-    """The complete record of one workload; see `records`."""
-    return records(decision, settings, state, [row], np.ones(1, np.bool_))[0]
+    """The complete record of one workload, as a dictionary; see `lines`."""
+    told: dict[str, Any] = json.loads(lines(decision, settings, state, [row], np.ones(1, np.bool_))[0])
+    return told
 
 
-def records(
+def lines(
     decision: Decision,
     settings: Settings,
     state: State,
     index: Sequence[int] | None = None,
     details: Array | None = None,
-) -> list[dict[str, Any]]:
-    """The records of many workloads, plain enough for any JSON encoder.
+) -> list[str]:
+    """The records of many workloads, a JSON object each.
 
     Args:
         decision, settings, state: of one tick, NumPy, as `decide` took and returned them.
@@ -68,47 +72,15 @@ def records(
         details: `[len(index)]` bool, which records carry `features` and `top_rows`; none by default.
 
     Returns:
-        One dict a row with the keys of docs/ledger.md; a number that is unknown is None.
+        Objects with the keys of docs/ledger.md; a number that is unknown is null.
     """
     rows = np.arange(decision.replicas.shape[0]) if index is None else np.asarray(index, np.int64)
-    seen, observation = decision.observation.seen, decision.observation
-    rule = [row.sentence(settings.tick_s) for row in TABLE]
-    raw, believed = seen.samples.values[rows], observation.values[rows]
-    # What came is worth telling even where it was not believed.
-    values = _known(np.where(np.isnan(believed), raw, believed), 6)
-    given = ~np.isnan(settings.given_capacity_rps[rows])
-    columns = zip(
-        values,
-        observation.cause[rows].tolist(),
-        _known(seen.samples.age_s[rows], 3),
-        _known(observation.demand_pods[rows], 4),
-        _known(observation.capacity_rps[rows], 4),
-        given.tolist(),
-        _count(seen.replicas[rows]),
-        seen.ready[rows].tolist(),
-        decision.proposal[rows].tolist(),
-        decision.reference_raw[rows].tolist(),
-        decision.reference[rows].tolist(),
-        _count(decision.replicas[rows]),
-        _count(decision.if_killed[rows]),
-        decision.row[rows].tolist(),
-        state.row_age[rows].tolist(),
-        _known(decision.probability[rows], 4),
-        _known(seen.authority[rows], 4),
-        _known(decision.authority[rows], 4),
-        decision.doubt[rows].tolist(),
-        decision.actor_doubt[rows].tolist(),
-        observation.reference_known[rows].tolist(),
-        seen.killed[rows].tolist(),
-        _count(seen.override[rows]),
-        decision.reason[rows].tolist(),
-        decision.chain.replicas[:, rows].T.tolist(),
-        decision.chain.reasons[:, rows].T.tolist(),
-        strict=True,
-    )
-    told = [_one(rule, *column) for column in columns]
+    columns = _columns(decision, settings, state, rows)
+    told = [_TEMPLATE % row for row in zip(*(columns[slot] for slot in _SLOTS), strict=True)]
     if details is not None:
-        _add_details(told, np.flatnonzero(details), rows, rule, decision)
+        which = np.flatnonzero(details)
+        for i, more in zip(which.tolist(), _details(decision, settings, rows[which]), strict=True):
+            told[i] = f"{told[i][:-1]},{json.dumps(more, separators=_COMPACT)[1:]}"
     return told
 
 
@@ -142,110 +114,152 @@ def _after(told: dict[str, Any], guard: str) -> int:
     return after
 
 
-def _one(
-    rule: list[str],
-    values: list[float | None],
-    causes: list[int],
-    ages_s: list[float | None],
-    demand_pods: float | None,
-    capacity_rps: float | None,
-    given: bool,
-    current: int | None,
-    ready: int,
-    proposal: int,
-    reference_raw: int,
-    reference: int,
-    desired: int | None,
-    if_killed: int | None,
-    row: int,
-    row_age: int,
-    probability: float | None,
-    granted: float,
-    in_force: float,
-    doubt: bool,
-    actor_doubt: int,
-    reference_known: bool,
-    killed: int,
-    override: int | None,
-    reason: int,
-    chain: list[int],
-    reasons: list[int],
-) -> dict[str, Any]:
-    return {
-        "current_replicas": current,
-        "ready_replicas": ready,
-        "desired_replicas": desired,
-        "proposed_replicas": proposal,
-        "reference_replicas": reference,
-        "reference_raw_replicas": reference_raw,
-        "reference_known": reference_known,
-        "replicas_if_killed": if_killed,
-        "override_replicas": override,
-        "reason": _LABELS[reason],
-        "signals": {
-            name: {"value": value, "quality": _QUALITY[cause], "cause": _CAUSE[cause], "age_s": age_s}
-            for name, value, cause, age_s in zip(SIGNAL_NAMES, values, causes, ages_s, strict=True)
-        },
-        "demand_pods": demand_pods,
-        "capacity_rps": capacity_rps,
-        "capacity_given": given,
-        "actor": {
-            "row": row if row >= 0 else None,
-            "rule": rule[row] if row >= 0 else None,
-            "probability": probability if row >= 0 else None,
-            "age_ticks": row_age,
-        },
-        "authority": {"granted": granted, "in_force": in_force},
-        "killed": _KILL[killed],
-        "actor_doubt": _LABELS[actor_doubt] if actor_doubt else None,
-        "doubt": _doubts(actor_doubt, reference_known, current, killed) if doubt else [],
-        "guards": [
-            {"guard": name, "before": chain[i], "after": chain[i + 1], "reason": _LABELS[reasons[i]]}
-            for i, name in enumerate(GUARD_NAMES)
+_LAYOUT = {
+    "current_replicas": "%current",
+    "ready_replicas": "%ready",
+    "desired_replicas": "%desired",
+    "proposed_replicas": "%proposed",
+    "reference_replicas": "%reference",
+    "reference_raw_replicas": "%reference_raw",
+    "reference_known": "%reference_known",
+    "replicas_if_killed": "%if_killed",
+    "override_replicas": "%override",
+    "reason": "%reason",
+    "signals": {
+        name: {"value": f"%value{i}", "quality": f"%quality{i}", "cause": f"%cause{i}", "age_s": f"%age_s{i}"}
+        for i, name in enumerate(SIGNAL_NAMES)
+    },
+    "demand_pods": "%demand_pods",
+    "capacity_rps": "%capacity_rps",
+    "capacity_given": "%capacity_given",
+    "actor": {"row": "%row", "rule": "%rule", "probability": "%probability", "age_ticks": "%age_ticks"},
+    "authority": {"granted": "%granted", "in_force": "%in_force"},
+    "killed": "%killed",
+    "actor_doubt": "%actor_doubt",
+    "doubt": "%doubt",
+    "guards": [
+        {"guard": name, "before": f"%chain{i}", "after": f"%chain{i + 1}", "reason": f"%reason{i}"}
+        for i, name in enumerate(GUARD_NAMES)
+    ],
+}
+"""A record, with the name of a column where its value goes."""
+
+_COMPACT = (",", ":")
+_SLOT = re.compile(r'"%(\w+)"')
+_SLOTS = _SLOT.findall(json.dumps(_LAYOUT, separators=_COMPACT))
+# Filling a text in costs a fifth of building the dictionaries and encoding them, and that is most of an idle tick.
+_TEMPLATE = _SLOT.sub("%s", json.dumps(_LAYOUT, separators=_COMPACT))
+
+
+def _columns(decision: Decision, settings: Settings, state: State, rows: Array) -> dict[str, list[str]]:
+    """Every slot of the layout as JSON, row by row."""
+    seen, observation = decision.observation.seen, decision.observation
+    rule = _rules(settings)
+    raw, believed = seen.samples.values[rows], observation.values[rows]
+    # What came is worth telling even where it was not believed.
+    values, ages_s = np.where(np.isnan(believed), raw, believed), seen.samples.age_s[rows]
+    causes, chosen = observation.cause[rows], decision.row[rows].tolist()
+    chain, reasons = decision.chain.replicas[:, rows], decision.chain.reasons[:, rows]
+    actor_doubt, killed = decision.actor_doubt[rows].tolist(), seen.killed[rows].tolist()
+    current, known = seen.replicas[rows].tolist(), observation.reference_known[rows].tolist()
+    columns = {
+        "current": _count(seen.replicas[rows]),
+        "ready": _whole(seen.ready[rows]),
+        "desired": _count(decision.replicas[rows]),
+        "proposed": _whole(decision.proposal[rows]),
+        "reference": _whole(decision.reference[rows]),
+        "reference_raw": _whole(decision.reference_raw[rows]),
+        "reference_known": _flag(observation.reference_known[rows]),
+        "if_killed": _count(decision.if_killed[rows]),
+        "override": _count(seen.override[rows]),
+        "reason": [_LABEL_JSON[code] for code in decision.reason[rows].tolist()],
+        "demand_pods": _number(observation.demand_pods[rows], 4),
+        "capacity_rps": _number(observation.capacity_rps[rows], 4),
+        "capacity_given": _flag(~np.isnan(settings.given_capacity_rps[rows])),
+        "row": _count(decision.row[rows]),
+        "rule": [f'"{rule[row]}"' if row >= 0 else "null" for row in chosen],
+        "probability": _number(np.where(decision.row[rows] >= 0, decision.probability[rows], np.nan), 4),
+        "age_ticks": _whole(state.row_age[rows]),
+        "granted": _number(seen.authority[rows], 4),
+        "in_force": _number(decision.authority[rows], 4),
+        "killed": [_KILL_JSON[scope] for scope in killed],
+        "actor_doubt": [_LABEL_JSON[code] if code else "null" for code in actor_doubt],
+        "doubt": [
+            _doubts(*why) if doubt else "[]"
+            for doubt, *why in zip(
+                decision.doubt[rows].tolist(), actor_doubt, known, current, killed, strict=True
+            )
         ],
     }
+    for i in range(len(SIGNAL_NAMES)):
+        codes = causes[:, i].tolist()
+        columns[f"value{i}"] = _number(values[:, i], 6)
+        columns[f"age_s{i}"] = _number(ages_s[:, i], 3)
+        columns[f"quality{i}"] = [_QUALITY_JSON[code] for code in codes]
+        columns[f"cause{i}"] = [_CAUSE_JSON[code] for code in codes]
+    for i in range(len(GUARD_NAMES) + 1):
+        columns[f"chain{i}"] = _whole(chain[i])
+    for i in range(len(GUARD_NAMES)):
+        columns[f"reason{i}"] = [_LABEL_JSON[code] for code in reasons[i].tolist()]
+    return columns
 
 
-def _doubts(actor_doubt: int, reference_known: bool, current: int | None, killed: int) -> list[str]:
-    """Why scale-in was forbidden; where nothing else is amiss it is too soon after a start."""
+@lru_cache(maxsize=1024)
+def _doubts(actor_doubt: int, reference_known: bool, current: int, killed: int) -> str:
+    """Why scale-in was forbidden, as JSON; where nothing else is amiss it is too soon after a start."""
     why = []
-    if current is None:
+    if current < 0:
         why.append("TargetUnknown")
     if killed == KillScope.UNREADABLE:
         why.append("KillSwitchUnreadable")
     if not reference_known:
         why.append("ReferenceUnknown")
     if actor_doubt and actor_doubt != Reason.NO_MODEL:
-        why.append(_LABELS[actor_doubt])
-    return why or ["Settling"]
+        why.append(Reason(actor_doubt).label)
+    return json.dumps(why or ["Settling"], separators=_COMPACT)
 
 
-def _add_details(
-    told: list[dict[str, Any]], which: Array, rows: Array, rule: list[str], decision: Decision
-) -> None:
-    features = _known(decision.observation.features[rows[which]], 5)
-    probabilities = np.nan_to_num(decision.probabilities[rows[which]], nan=-1.0)
+def _details(decision: Decision, settings: Settings, rows: Array) -> list[dict[str, Any]]:
+    """What the actor saw, and the rows of the action table that it found likeliest."""
+    rule = _rules(settings)
+    features = np.asarray(decision.observation.features[rows], np.float64).round(5).tolist()
+    probabilities = np.nan_to_num(decision.probabilities[rows], nan=-1.0)
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_ROWS]
     likelihood = np.take_along_axis(probabilities, best, axis=1).astype(np.float64).round(4).tolist()
-    for i, values, top, share in zip(which.tolist(), features, best.tolist(), likelihood, strict=True):
-        told[i]["features"] = dict(zip(FEATURE_NAMES, values, strict=True))
-        told[i]["top_rows"] = [
-            {"row": row, "rule": rule[row], "probability": p}
-            for row, p in zip(top, share, strict=True)
-            if p >= 0
-        ]
+    return [
+        {
+            "features": dict(zip(FEATURE_NAMES, values, strict=True)),
+            "top_rows": [
+                {"row": row, "rule": rule[row], "probability": p}
+                for row, p in zip(top, share, strict=True)
+                if p >= 0
+            ],
+        }
+        for values, top, share in zip(features, best.tolist(), likelihood, strict=True)
+    ]
 
 
-def _known(values: Array, decimals: int) -> list[Any]:
-    """Python numbers, None where not finite: JSON has neither NaN nor infinity."""
+def _rules(settings: Settings) -> list[str]:
+    return [row.sentence(settings.tick_s) for row in TABLE]
+
+
+def _whole(values: Array) -> list[str]:
+    return [str(value) for value in values.tolist()]
+
+
+def _count(replicas: Array) -> list[str]:
+    """Replicas, null for the −1 that means unknown or not set."""
+    return [str(value) if value >= 0 else "null" for value in replicas.tolist()]
+
+
+def _flag(values: Array) -> list[str]:
+    return ["true" if value else "false" for value in values.tolist()]
+
+
+def _number(values: Array, decimals: int) -> list[str]:
+    """Numbers, null where not finite: JSON has neither NaN nor infinity."""
     wide = np.asarray(values, np.float64).round(decimals)
-    finite = np.isfinite(wide)
-    plain = wide if finite.all() else wide.astype(object)
-    plain[~finite] = None
-    listed: list[Any] = plain.tolist()
-    return listed
-
-
-def _count(replicas: Array) -> list[int | None]:
-    """Replicas, None for the −1 that means unknown or not set."""
-    return [value if value >= 0 else None for value in replicas.tolist()]
+    return [
+        repr(value) if finite else "null"
+        for value, finite in zip(wide.tolist(), np.isfinite(wide).tolist(), strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""What every workload has been through: ring buffers over ticks, and five-minute means over eight days.
+"""What every workload has been through: ring buffers over ticks, and five-minute means over a week.
 
 All rows tick together, so time and head are shared, a write touches one column, and a window is a slice. The rings
 are the one thing in this package that is updated in place: copying them would cost more than the whole decision.
@@ -19,10 +19,10 @@ TICKS = 240
 BLOCK_TICKS = 20
 """Ticks in one coarse mean: five minutes of 15 s ticks."""
 
-BLOCKS = 8 * 288
-"""Length of the coarse ring: eight days of five-minute means."""
-
 BLOCKS_PER_DAY = 288
+
+BLOCKS = 7 * BLOCKS_PER_DAY + 1
+"""Length of the coarse ring: it ends with the block of this time a week ago, since nothing older is looked at."""
 
 NO_RECOMMENDATION = -1
 """Marks a tick for which a row had no recommendation (it joined later, or could not know)."""
@@ -151,11 +151,14 @@ def window_stats(history: History, ticks: int) -> WindowStats:
     nothing = count == 0
     divisor = xp.where(nothing, xp.ones_like(count), count)
     mean = xp.sum(values, axis=1) / divisor
-    spread = xp.where(known, values - mean[:, None], 0.0)
-    variance = xp.sum(spread * spread, axis=1) / divisor
+    largest = xp.max(values, axis=1)
+    # Under the old name, so that no more than two arrays of this size exist at once.
+    values = values - mean[:, None]
+    values = xp.where(known, values, 0.0)
+    variance = xp.sum(values * values, axis=1) / divisor
     unknown = xp.full_like(mean, xp.nan)
     return WindowStats(
         mean=xp.where(nothing, unknown, mean),
         std=xp.where(nothing, unknown, xp.sqrt(variance)),
-        largest=xp.where(nothing, unknown, xp.max(values, axis=1)),
+        largest=xp.where(nothing, unknown, largest),
     )

@@ -47,13 +47,13 @@ def minimum(xp: Any, a: Array, b: Array) -> Array:
 
 
 def map_rows(function: Callable[[Array], Array], rows: Rows) -> Rows:
-    """Apply a function to every per-row array of a dataclass, nested dataclasses included."""
+    """Apply a function to every per-row array of a dataclass, nested ones included; None stays None."""
 
     def one(field: dataclasses.Field[Any]) -> Any:
         value = getattr(rows, field.name)
         if dataclasses.is_dataclass(value):
             return map_rows(function, value)
-        return value if field.metadata.get(SHARED) else function(value)
+        return value if value is None or field.metadata.get(SHARED) else function(value)
 
     structure: Any = rows
     replaced: Rows = dataclasses.replace(structure, **{f.name: one(f) for f in dataclasses.fields(structure)})
@@ -74,6 +74,8 @@ def concatenate(first: Rows, second: Rows) -> Rows:
             if field.metadata.get(SHARED):
                 continue
             x, y = getattr(a, field.name), getattr(b, field.name)
+            if x is None and y is None:
+                continue
             changes[field.name] = join(x, y) if dataclasses.is_dataclass(x) else np.concatenate([x, y])
         return dataclasses.replace(a, **changes)
 

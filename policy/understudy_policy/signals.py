@@ -35,6 +35,10 @@ SIGNAL_UNITS = (
 )
 
 
+LARGEST_CAPACITY_RPS = 1e6
+"""No pod serves more requests per second than this, nor may a policy say so."""
+
+
 class Quality(IntEnum):
     """How far a sample may be believed."""
 
@@ -183,20 +187,22 @@ def _without_traffic(xp: Any, values: Array, idle: Array) -> Array:
     return xp.where(undefined, xp.zeros_like(values), values)
 
 
-def largest_plausible(max_replicas: Array, capacity_rps: Array, cpu_request_per_pod: Array) -> Array:
+def largest_plausible(max_replicas: Array, given_capacity_rps: Array, cpu_request_per_pod: Array) -> Array:
     """Values above which a sample cannot be true, `[N, S]`.
 
-    Twenty times what `maxReplicas` pods could serve is beyond any overload that clients would sit through; where
-    the capacity is unknown there is no limit.
+    Twenty times what `maxReplicas` pods could serve is beyond any overload that clients would sit through. An estimate
+    of the capacity has no say in this: one that was made while the workload idled may be a hundred times too low, and
+    refusing the samples that would mend it would keep it so for ever.
 
     Args:
         max_replicas: `[N]` replicas.
-        capacity_rps: `[N]` requests per second of one pod, NaN if unknown.
+        given_capacity_rps: `[N]` requests per second of one pod, NaN where nobody gave it.
         cpu_request_per_pod: `[N]` cores, NaN if unknown.
     """
-    xp = namespace(capacity_rps)
-    pods = 20.0 * xp.astype(maximum(xp, max_replicas, 1), capacity_rps.dtype)
-    infinity = xp.full_like(capacity_rps, xp.inf)
-    rate = xp.where(xp.isnan(capacity_rps), infinity, pods * capacity_rps)
+    xp = namespace(given_capacity_rps)
+    pods = 20.0 * xp.astype(maximum(xp, max_replicas, 1), given_capacity_rps.dtype)
+    infinity = xp.full_like(given_capacity_rps, xp.inf)
+    largest = xp.full_like(given_capacity_rps, LARGEST_CAPACITY_RPS)
+    rate = pods * xp.where(xp.isnan(given_capacity_rps), largest, given_capacity_rps)
     cores = xp.where(xp.isnan(cpu_request_per_pod), infinity, pods * cpu_request_per_pod)
     return xp.stack([rate, infinity, xp.ones_like(rate) * 1.001, cores, infinity], axis=1)

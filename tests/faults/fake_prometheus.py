@@ -36,12 +36,12 @@ def vector(*series, warnings=None, kind="vector"):
 
 
 @asynccontextmanager
-async def serving(fake, **options):
+async def serving(fake, on_query=lambda _: None, **options):
     """The fake behind a real socket, and a port that talks to it."""
     app = web.Application(client_max_size=2**24)
     app.router.add_route("*", "/api/v1/{kind}", fake.handle)
     async with TestServer(app) as server:
-        port = Prometheus(PrometheusConfig(str(server.make_url("")), **options))
+        port = Prometheus(PrometheusConfig(str(server.make_url("")), **options), on_query)
         try:
             yield port
         finally:

@@ -362,6 +362,27 @@ def test_a_rotated_token_of_a_kubeconfig_is_picked_up(tmp_path, monkeypatch):
     assert sent == ["Bearer first", "Bearer second"]
 
 
+def test_a_kubeconfig_that_is_half_written_when_it_is_read_again_is_a_failed_call_and_no_more(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(kube_module, "RELOAD_KUBECONFIG_AFTER_S", 0.0)
+
+    async def run():
+        fake = FakeKube()
+        fake.put(PATH, deployment())
+        async with fake_kube.serving(fake):
+            (tmp_path / "token").write_text("first")
+            config = tmp_path / "config"
+            config.write_text(KUBECONFIG.format(server=fake.url))
+            async with await Kube.connect(config) as kube:
+                for torn in ("", "clusters: [{"):
+                    config.write_text(torn)
+                    with pytest.raises(KubeError, match="credentials cannot be renewed"):
+                        await kube.get(PATH)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "kind: Config", None], ids=["empty", "not YAML", "no context", "missing"]
 )

@@ -155,6 +155,13 @@ def test_a_server_error_is_tried_once_more():
     assert len(fake.asked) == len(Signal) + 1
 
 
+def test_every_query_is_counted_by_what_became_of_it():
+    counted = []
+    fake = healthy(container_cpu=lambda _: web.Response(status=422, text="{}"))
+    asked(fake, on_query=counted.append)
+    assert sorted(counted) == [Cause.OK] * 4 + [Cause.HTTP_ERROR]
+
+
 def test_a_hang_is_not_tried_again():
     async def run():
         fake = FakePrometheus(up="hang")
@@ -322,6 +329,20 @@ def test_a_past_that_cannot_be_read_is_unknown_and_reported():
     rates, problems = read_back(fake, [WEB, API])
     assert np.isnan(rates).all()
     assert [(problem.cause, problem.rows) for problem in problems] == [(Cause.HTTP_ERROR, (0, 1))]
+
+
+def test_a_prometheus_that_hangs_costs_the_tick_one_limit_however_many_queries_the_past_takes():
+    targets = [only(f"my_rate_{i}") for i in range(5)]
+
+    async def run():
+        async with fake_prometheus.serving(FakePrometheus(my_rate="hang")) as port:
+            began = time.monotonic()
+            _, problems = await backfill(port, targets, NOW, 15.0, 4, timeout_s=0.5)
+            return problems, time.monotonic() - began
+
+    problems, seconds = asyncio.run(run())
+    assert [problem.cause for problem in problems] == [Cause.TIMEOUT] * 5
+    assert seconds < 1.5
 
 
 def test_every_preset_measures_every_signal():

@@ -227,6 +227,20 @@ def test_an_actor_that_ignores_the_mask_is_refused() -> None:
     assert "mask" in refusal(linear(respect_mask=False, says=says))
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        {"golden_features": [[0.0] * F, [0.0]]},
+        {"golden_features": [[0.0] * (F - 1)] * 8},
+        {"golden_probabilities": "none"},
+        {"golden_mask": [[1] * A]},
+    ],
+    ids=["ragged", "too narrow", "no numbers", "another count"],
+)
+def test_golden_vectors_that_make_no_sense_are_a_refusal_like_any_other(says: dict[str, object]) -> None:
+    assert "golden" in refusal(linear(says=manifest(**says)))
+
+
 def test_a_file_that_is_too_large_is_not_even_read(tmp_path: Path) -> None:
     path = tmp_path / "actor.onnx"
     with path.open("wb") as file:
@@ -282,9 +296,14 @@ def test_the_store_swaps_a_changed_file_and_keeps_the_last_good_one(tmp_path: Pa
     assert second.sha256 != first.sha256
     assert not store.rejected
 
-    path.unlink()
+    aside = path.rename(tmp_path / "aside.onnx")
     assert store.get(uri) is second
     assert "no such file" in store.rejected[uri, None]
+    aside.rename(path)
+    back = store.get(uri)
+    assert back is not None
+    assert back.sha256 == second.sha256
+    assert not store.rejected, "the same file came back, and nothing is wrong any more"
 
 
 def test_a_pinned_actor_is_not_swapped_for_another(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_what_came_is_told_even_where_it_was_not_believed():
 def test_one_row_alone_reads_as_in_the_batch():
     settings, state, decided = tick(5)
     details = np.array([True, False, True, False, False])
-    batch = explain.records(decided, settings, state, details=details)
+    batch = [json.loads(line) for line in explain.lines(decided, settings, state, details=details)]
     assert batch[2] == explain.record(decided, settings, state, 2)
     assert ["features" in record for record in batch] == details.tolist()
     without = {key: value for key, value in batch[0].items() if key not in ("features", "top_rows")}

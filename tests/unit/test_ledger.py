@@ -50,6 +50,10 @@ def lines(path):
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
+def records(ticks):
+    return [json.loads(line) for line in ticks.lines()]
+
+
 def written(path, dropped, *ticks, **config):
     ledger = Ledger(LedgerConfig(path, **config), dropped.append)
     for each in ticks:
@@ -76,9 +80,9 @@ def written(path, dropped, *ticks, **config):
 def test_whatever_happens_the_records_are_as_documented(path, dropped, situation):
     full = decided(**situation)
     written(path, dropped, full, calm(decided(**situation)))
-    records = lines(path)
-    assert len(records) == 4
-    for record in records:
+    told = lines(path)
+    assert len(told) == 4
+    for record in told:
         jsonschema.validate(record, SCHEMA, cls=jsonschema.Draft202012Validator)
     assert dropped == []
 
@@ -89,13 +93,13 @@ def test_details_are_recorded_where_they_are_news(path, dropped):
 
 
 def test_the_outcome_of_the_write_is_part_of_the_record():
-    (record,) = decided(1, write=WriteResult(Outcome.WRITTEN, "", "17")).records()
+    (record,) = records(decided(1, write=WriteResult(Outcome.WRITTEN, "", "17")))
     assert record["write"] == {"outcome": "Written", "resource_version": "17", "message": ""}
 
 
 def test_ids_are_unique_and_sort_by_time_tick_and_policy():
     ticks = [(1, 1_790_000_000.0), (2, 1_790_000_000.0), (3, 1_790_000_000.002), (4, 1_790_000_099.0)]
-    ids = [record["decision_id"] for i, at in ticks for record in decided(3, tick_id=i, time_s=at).records()]
+    ids = [record["decision_id"] for i, at in ticks for record in records(decided(3, tick_id=i, time_s=at))]
     assert ids == sorted(set(ids))
     assert {uuid.UUID(each).version for each in ids} == {7}
     assert {uuid.UUID(each).variant for each in ids} == {uuid.RFC_4122}
@@ -106,8 +110,8 @@ def test_the_newest_decision_is_found_with_its_details(path, dropped):
     written(path, dropped, chosen, later)
     record = read_latest(path, ("prod", "shop-0001"))
     assert record["tick_id"] == 2
-    assert record["features"] == chosen.records()[1]["features"]
-    assert record["details_of"] == chosen.records()[1]["decision_id"]
+    assert record["features"] == records(chosen)[1]["features"]
+    assert record["details_of"] == records(chosen)[1]["decision_id"]
     assert read_latest(path, ("prod", "other")) is None
 
 
@@ -178,7 +182,7 @@ def test_a_writer_that_has_ended_is_noticed(path, dropped):
 def test_a_record_on_demand_is_the_record_that_is_written():
     ticks = decided(3)
     assert ticks.record(("prod", "gone")) is None
-    assert ticks.records()[2] == ticks.record(("prod", "shop-0002"))
+    assert records(ticks)[2] == ticks.record(("prod", "shop-0002"))
     assert np.isfinite(ticks.record(("prod", "shop-0002"))["demand_pods"])
 
 

@@ -169,10 +169,10 @@ def test_lines_are_json_with_the_same_keys_whoever_speaks():
             "wrote %d", 11, extra={"policy": "shop", "reason": "Authority"}
         )
         ref = {"namespace": "prod", "name": "shop", "uid": "1"}
-        logging.getLogger("kopf.objects").warning(
+        logging.getLogger("kopf.activities.startup").warning(
             "watch failed", extra={"k8s_ref": ref, "settings": object()}
         )
-        logging.getLogger("kopf.objects").info("chatter")
+        logging.getLogger("kopf.activities.startup").info("chatter")
         logging.getLogger("understudy_operator.tick").debug("detail")
     finally:
         logs.tick_id.reset(token)
@@ -198,7 +198,11 @@ def test_lines_are_json_with_the_same_keys_whoever_speaks():
         "shop",
         "Authority",
     )
-    assert (kopfs["logger"], kopfs["namespace"], kopfs["policy"]) == ("kopf.objects", "prod", "shop")
+    assert (kopfs["logger"], kopfs["namespace"], kopfs["policy"]) == (
+        "kopf.activities.startup",
+        "prod",
+        "shop",
+    )
 
 
 def test_an_unknown_log_level_is_refused():

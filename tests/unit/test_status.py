@@ -333,3 +333,18 @@ def test_a_note_fits_into_an_event_however_long_the_reason_is():
     note = bench.kube.created[0][1]["note"]
     assert len(note.encode()) <= 1024
     assert note.endswith("… (owner: team-shop)")
+
+
+def test_events_do_not_wait_one_by_one_for_an_api_server_that_does_not_answer():
+    bench = Bench()
+    tried = []
+
+    async def create(path, body, **_):
+        tried.append(body["note"])
+        raise KubeError(0, "Timeout", "no answer within 5 s")
+
+    bench.kube.create = create
+    for i in range(20):
+        bench.events.post(bench.store.get(("prod", "shop")), EventReason.SCALED_UP, f"{i} → {i + 1}")
+    asyncio.run(bench.events.flush())
+    assert len(tried) == 1

@@ -91,6 +91,16 @@ def test_a_complete_list_syncs_and_counts_what_was_missed(store):
     assert store.synced
 
 
+def test_a_policy_that_is_deleted_while_the_list_is_under_way_does_not_come_back(store):
+    async def list_all():
+        store.on_event("DELETED", body(version=2))
+        return [body()]
+
+    store.on_event(None, body())
+    asyncio.run(store.sync(list_all))
+    assert len(store) == 0
+
+
 def test_a_list_that_fails_changes_nothing(store):
     async def list_all():
         raise OSError("no route")

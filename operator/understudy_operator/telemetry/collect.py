@@ -14,7 +14,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from understudy_operator.telemetry.port import Prometheus, QueryFailed, RangeSeries, Result, Series
+from understudy_operator.telemetry.port import (
+    Prometheus,
+    QueryFailed,
+    RangeResult,
+    RangeSeries,
+    Result,
+    Series,
+)
 from understudy_operator.telemetry.presets import PRESETS
 from understudy_policy.signals import SIGNAL_NAMES, Cause, Samples, Signal
 
@@ -158,11 +165,18 @@ async def backfill(
     rates = np.full((len(targets), ticks), np.nan)
     queries, problems = _plan(targets, (Signal.REQUEST_RATE,), budget)
     start_s = now_s - ticks * tick_s
-    for query in queries:
+
+    async def ask(query: _Query) -> RangeResult | QueryFailed:
         try:
-            answer = await port.query_range(query.promql, start_s, now_s - tick_s, tick_s, timeout_s)
+            return await port.query_range(query.promql, start_s, now_s - tick_s, tick_s, timeout_s)
         except QueryFailed as failure:
-            problems.append(Problem(query.signal, failure.cause, failure.detail, tuple(query.rows)))
+            return failure
+
+    # All at once: one after the other, a Prometheus that hangs would hold up the ticks by its limit for each of them.
+    answers = await asyncio.gather(*map(ask, queries))
+    for query, answer in zip(queries, answers, strict=True):
+        if isinstance(answer, QueryFailed):
+            problems.append(Problem(query.signal, answer.cause, answer.detail, tuple(query.rows)))
             continue
         matched, duplicates = _match(targets, query, answer.series)
         problems += duplicates

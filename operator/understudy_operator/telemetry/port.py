@@ -107,7 +107,14 @@ T = TypeVar("T", Result, RangeResult)
 class Prometheus:
     """Asks Prometheus from a few threads of its own, so that a hanging answer holds up nobody else."""
 
-    def __init__(self, config: PrometheusConfig) -> None:
+    def __init__(self, config: PrometheusConfig, on_query: Callable[[Cause], None] = lambda _: None) -> None:
+        """Ask nothing yet.
+
+        Args:
+            config: see there.
+            on_query: told what became of every query, `OK` where it was answered.
+        """
+        self._on_query = on_query
         self._connect_timeout_s = config.connect_timeout_s
         self._session = _Session()
         self._session.verify = True if config.ca_file is None else str(config.ca_file)
@@ -168,6 +175,15 @@ class Prometheus:
         )
 
     async def _ask(self, kind: type[T], timeout_s: float, call: Callable[[], Any]) -> T:
+        try:
+            answer = await self._answer(kind, timeout_s, call)
+        except QueryFailed as failure:
+            self._on_query(failure.cause)
+            raise
+        self._on_query(Cause.OK)
+        return answer
+
+    async def _answer(self, kind: type[T], timeout_s: float, call: Callable[[], Any]) -> T:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):

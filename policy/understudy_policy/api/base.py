@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -32,6 +33,7 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604
 _PLACEHOLDER = re.compile(r"\{([A-Za-z.]+)\}")
 
 
+@lru_cache(maxsize=1024)
 def duration_s(text: str) -> float:
     """Seconds of a duration such as `250ms`, `1m30s` or `14d`.
 

@@ -185,7 +185,9 @@ def normalize(
     xp = namespace(desired, current, recommendation, change)
     desired, current = as_int(desired), as_int(current)
     steady = stabilize(desired, current, behavior, now_s, time_s, recommendation)
-    replicas, reason = limit(steady, current, behavior, min_replicas, max_replicas, now_s, time_s, change)
+    # Rates look back less far than stabilisation: the ring of changes may hold only the newest columns.
+    change_s = time_s[time_s.shape[0] - change.shape[1] :]
+    replicas, reason = limit(steady, current, behavior, min_replicas, max_replicas, now_s, change_s, change)
     stabilized = (steady != desired) & (reason == LimitReason.DESIRED_WITHIN_RANGE.value)
     reason = xp.where(stabilized & (desired > current), LimitReason.SCALE_UP_STABILIZED.value, reason)
     reason = xp.where(stabilized & (desired < current), LimitReason.SCALE_DOWN_STABILIZED.value, reason)
