@@ -308,7 +308,7 @@ def test_every_call_is_counted_by_verb_and_outcome():
             await kube.patch(PATH, [{"op": "remove", "path": "/spec"}], content_type=JSON_PATCH)
         assert slow.value.reason == "Timeout"
 
-    with_scaler(test, on_call=lambda verb, outcome: counted.append((verb, outcome)), timeout_s=0.2)
+    with_scaler(test, on_call=lambda verb, outcome: counted.append((verb, outcome)), timeout_s=2.0)
     assert counted == [("get", "200"), ("get", "404"), ("patch", "Timeout")]
 
 

@@ -337,12 +337,12 @@ def test_a_prometheus_that_hangs_costs_the_tick_one_limit_however_many_queries_t
     async def run():
         async with fake_prometheus.serving(FakePrometheus(my_rate="hang")) as port:
             began = time.monotonic()
-            _, problems = await backfill(port, targets, NOW, 15.0, 4, timeout_s=0.5)
+            _, problems = await backfill(port, targets, NOW, 15.0, 4, timeout_s=3.0)
             return problems, time.monotonic() - began
 
     problems, seconds = asyncio.run(run())
     assert [problem.cause for problem in problems] == [Cause.TIMEOUT] * 5
-    assert seconds < 1.5
+    assert seconds < 2 * 3.0
 
 
 def test_every_preset_measures_every_signal():
