@@ -35,7 +35,7 @@ class StandIns:
 
     Attributes:
         rate_rps: requests per second of every workload; change it at any time.
-        asked_at: monotonic times at which Prometheus was asked for the request rates, which begins a tick.
+        asked_at: Unix times at which Prometheus was asked for the request rates, which begins a tick.
         prometheus_url: where Prometheus answers.
         manifests: what makes an API server pass external metrics on to us.
     """
@@ -125,7 +125,7 @@ class StandIns:
         query, at_s = str(given["query"]), float(str(given["time"]))
         label, factor = _meaning(query)
         if factor is not None and label == "service":
-            self.asked_at.append(time.monotonic())
+            self.asked_at.append(time.time())
         # A real rate never repeats to the last bit, and one that does is rightly taken for frozen.
         wobble = 1 + 1e-9 * (len(self.asked_at) % 7)
         rows = ",".join(

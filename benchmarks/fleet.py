@@ -6,7 +6,8 @@ As many Deployments for each, scaled by the same request rate: an RLPolicy each,
 HPA each with one external metric. Measured is one pass over all of them when nothing has to change and when every
 target has to, then what two thousand idle policies cost. The autoscalers run one after the other, so that neither
 takes the other's processor. No pods exist and no controller but the HPA's runs in the kube-controller-manager: its
-CPU time is the HPA's alone. Calls are counted by the API server's audit log. Takes about ten minutes.
+CPU time is the HPA's alone. Calls are counted by the API server's audit log. Takes about ten minutes; `--policies 0`
+or `--idle 0` leaves half of it out.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +29,14 @@ from typing import Any
 import psutil
 from _audit import HPA, UNDERSTUDY, Audit, Call, counted
 from _machine import machine
-from _stand_ins import CAPACITY_RPS, METRIC, StandIns, Workload
+from _objects import NAMESPACES, create, workloads
+from _stand_ins import StandIns, Workload
 from prometheus_client.parser import text_string_to_metric_families
 
 from understudy_demo.controlplane.client import Kube as PlainKube
 from understudy_demo.controlplane.client import read_manifests, wait_for
 from understudy_demo.controlplane.plane import ControlPlane
 from understudy_demo.controlplane.processes import Process, free_port
-from understudy_operator.kube import Kube
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "manifests"
 CONTROLLERS = (
@@ -42,13 +44,12 @@ CONTROLLERS = (
     "serviceaccount-token-controller",
     "horizontal-pod-autoscaler-controller",
 )
-NAMESPACES = 10
 TICK_S = 15.0
-TARGET = 0.7
 RATES_RPS = (35.0, 87.5, 175.0)
 """Two, five and ten pods at 70 % of 25 requests per second each: every step changes every target."""
 IDLE_RPS = 5.0
 RAISED = ("--kube-api-qps=5000", "--kube-api-burst=5000", "--concurrent-horizontal-pod-autoscaler-syncs=10")
+SETTLING_TICKS = 8
 SATURATED_AFTER_S = 20.0
 PASS_TIMEOUT_S = 180.0
 
@@ -87,86 +88,6 @@ class Cpu:
         return self._process.memory_info().rss / 2**20
 
 
-# --- the objects ------------------------------------------------------------------------------------------------------
-
-
-def workloads(prefix: str, count: int) -> list[Workload]:
-    """So many names, spread over the namespaces."""
-    return [(f"team-{i % NAMESPACES}", f"{prefix}-{i:04d}") for i in range(count)]
-
-
-def deployment(name: str) -> dict[str, Any]:
-    """A Deployment of two pods."""
-    labels = {"app": name}
-    containers = [{"name": "app", "image": "app", "resources": {"requests": {"cpu": "1"}}}]
-    template = {"metadata": {"labels": labels}, "spec": {"containers": containers}}
-    spec = {"replicas": 2, "selector": {"matchLabels": labels}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": spec}
-
-
-def rlpolicy(name: str) -> dict[str, Any]:
-    """An RLPolicy that acts, with a reference that follows the request rate."""
-    return {
-        "apiVersion": "understudy.dev/v1alpha1",
-        "kind": "RLPolicy",
-        "metadata": {"name": name},
-        "spec": {
-            "owner": "team-benchmark",
-            "scaleTargetRef": {"name": name},
-            "minReplicas": 2,
-            "maxReplicas": 30,
-            "mode": "Active",
-            "objective": {"latencyThreshold": "250ms", "capacityPerPod": int(CAPACITY_RPS)},
-            "reference": {"signal": "requestRate", "target": TARGET},
-        },
-    }
-
-
-def hpa(name: str) -> dict[str, Any]:
-    """An HPA that follows the same rate to the same utilisation."""
-    metric = {"name": METRIC, "selector": {"matchLabels": {"service": name}}}
-    target = {"type": "AverageValue", "averageValue": f"{round(TARGET * CAPACITY_RPS * 1000)}m"}
-    return {
-        "apiVersion": "autoscaling/v2",
-        "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": name},
-        "spec": {
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": name},
-            "minReplicas": 2,
-            "maxReplicas": 30,
-            "metrics": [{"type": "External", "external": {"metric": metric, "target": target}}],
-        },
-    }
-
-
-async def create(
-    kubeconfig: Path, deployments: Sequence[Workload], objects: Sequence[tuple[str, Workload]]
-) -> None:
-    """Create Deployments that say that their two pods are ready, and policies or HPAs: `(kind, workload)`."""
-    slots = asyncio.Semaphore(20)
-    ready = dict.fromkeys(("replicas", "readyReplicas", "availableReplicas", "updatedReplicas"), 2)
-    kinds = {
-        "rlpolicies": ("/apis/understudy.dev/v1alpha1", rlpolicy),
-        "horizontalpodautoscalers": ("/apis/autoscaling/v2", hpa),
-    }
-
-    async with await Kube.connect(kubeconfig, timeout_s=60.0) as kube:
-
-        async def one_deployment(namespace: str, name: str) -> None:
-            path = f"/apis/apps/v1/namespaces/{namespace}/deployments"
-            async with slots:
-                await kube.create(path, deployment(name))
-                await kube.patch(f"{path}/{name}/status", {"status": ready})
-
-        async def one_object(kind: str, namespace: str, name: str) -> None:
-            root, make = kinds[kind]
-            async with slots:
-                await kube.create(f"{root}/namespaces/{namespace}/{kind}", make(name))
-
-        await asyncio.gather(*(one_deployment(*workload) for workload in deployments))
-        await asyncio.gather(*(one_object(kind, *workload) for kind, workload in objects))
-
-
 # --- Understudy -------------------------------------------------------------------------------------------------------
 
 
@@ -203,9 +124,18 @@ class Operator:
 
         wait_for(begun, f"{count} ticks", (count + 4) * TICK_S, 0.02)
 
+    def settle(self, audit: Audit) -> None:
+        """Return after the end of a tick that wrote nothing: conditions and statuses of a start have been written."""
+        for _ in range(SETTLING_TICKS):
+            began_s = time.time()
+            self.wait_for_ticks(1)
+            self.wait_for_the_end()
+            if not any(call.verb == "patch" for call in audit.calls(UNDERSTUDY, began_s)):
+                return
+
     def wait_for_the_end(self) -> None:
         """Return well after the tick that has just begun, and well before the next."""
-        time.sleep(max(0.0, self._stand_ins.asked_at[-1] + 0.75 * TICK_S - time.monotonic()))
+        time.sleep(max(0.0, self._stand_ins.asked_at[-1] + 0.75 * TICK_S - time.time()))
 
     def metrics(self) -> dict[str, float]:
         """Sums over all labels of every metric of the operator, by sample name."""
@@ -228,12 +158,14 @@ def operating(plane: Plane, folder: Path) -> Iterator[Operator]:
         running.process.stop()
 
 
-def measured_ticks(plane: Plane, operator: Operator, count: int) -> dict[str, Any]:
-    """What the next so many ticks cost, all that goes on between them included."""
-    operator.wait_for_the_end()
+def measured_ticks(
+    plane: Plane, operator: Operator, count: int, and_until: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """What the next so many ticks cost on average, all that goes on between them included."""
     before, began_s = operator.metrics(), time.time()
     cpu_s, clock_s = operator.cpu.seconds(), time.monotonic()
     operator.wait_for_ticks(count)
+    and_until()
     operator.wait_for_the_end()
     cpu_s, clock_s = operator.cpu.seconds() - cpu_s, time.monotonic() - clock_s
     after = operator.metrics()
@@ -251,6 +183,7 @@ def measured_ticks(plane: Plane, operator: Operator, count: int) -> dict[str, An
         "api_calls_by_kind": counted(calls),
         "overruns": delta["understudy_tick_overruns_total"],
         "rss_mib": operator.cpu.rss_mib(),
+        "load_average_1min": round(os.getloadavg()[0], 1),
     }
 
 
@@ -258,13 +191,22 @@ def measure_understudy(plane: Plane, mine: Sequence[Workload], folder: Path) -> 
     """One pass with nothing to change and one with everything."""
     plane.stand_ins.rate_rps.update(dict.fromkeys(mine, RATES_RPS[0]))
     with operating(plane, folder) as operator:
-        operator.wait_for_ticks(8)  # the first statuses are written, and the actor has settled
+        operator.settle(plane.audit)
         none = measured_ticks(plane, operator, 3)
-        began_s = time.time()
         plane.stand_ins.rate_rps.update(dict.fromkeys(mine, RATES_RPS[1]))
-        change = measured_ticks(plane, operator, 1)
-        written = {call.name for call in plane.audit.calls(UNDERSTUDY, began_s) if _is_scale_write(call)}
-    return {"none": none, "change": {**change, "targets_written": len(written)}}
+        ticks, ended_s = len(plane.stand_ins.asked_at), 0.0
+
+        def all_written() -> None:
+            nonlocal ended_s
+            names, began_s = [name for _, name in mine], plane.stand_ins.asked_at[ticks]
+            ended_s = plane.audit.wait_for_each(UNDERSTUDY, names, _is_scale_write, began_s, PASS_TIMEOUT_S)
+
+        change = measured_ticks(plane, operator, 1, all_written)
+        change["tick_seconds"] = change["seconds"]
+        # What the deadline of the tick has cut off is written by the next ones: they belong to the pass.
+        change["seconds"] = ended_s - plane.stand_ins.asked_at[ticks]
+        change["cpu_seconds"] *= change["ticks"]
+    return {"none": none, "change": change}
 
 
 def measure_idle(plane: Plane, count: int, folder: Path) -> dict[str, Any]:
@@ -273,11 +215,11 @@ def measure_idle(plane: Plane, count: int, folder: Path) -> dict[str, Any]:
         began_s = time.monotonic()
         operator.wait_for_ticks(1)
         first_tick_s = time.monotonic() - began_s
-        operator.wait_for_ticks(9)
+        operator.settle(plane.audit)
         return {
             "policies": count,
             "seconds_to_first_tick": first_tick_s,
-            **measured_ticks(plane, operator, 6),
+            **measured_ticks(plane, operator, 5),
         }
 
 
@@ -296,9 +238,12 @@ def measure_hpa(
     names, audit = [name for _, name in theirs], plane.audit
     with controller_manager(plane, flags) as process:
         cpu = Cpu(process)
-        # Twice, so that the conditions of a start have been written.
-        for _ in range(2):
-            audit.wait_for_each(HPA, names, _is_metric, time.time(), PASS_TIMEOUT_S)
+        # Until the conditions of a start have been written.
+        for _ in range(SETTLING_TICKS):
+            began_s = time.time()
+            audit.wait_for_each(HPA, names, _is_metric, began_s, PASS_TIMEOUT_S)
+            if not any(call.verb == "update" for call in audit.calls(HPA, began_s)):
+                break
         figures = {}
         for what, rate_rps, matches in (
             ("none", before_rps, _is_metric),
@@ -319,6 +264,7 @@ def measure_hpa(
                 "api_calls_by_kind": counted(calls),
                 "never_silent": not silent,
                 "rss_mib": cpu.rss_mib(),
+                "load_average_1min": round(os.getloadavg()[0], 1),
             }
     return {"flags": list(flags), **figures}
 
@@ -375,42 +321,57 @@ def measure(policies: int, idle: int, folder: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"policies": policies, "machine": machine()}
     with furnished(folder) as plane:
         kubeconfig = plane.control.admin_kubeconfig
-        _say(f"creating {policies} Deployments and RLPolicies, {policies} Deployments and HPAs")
-        objects = [*(("rlpolicies", w) for w in mine), *(("horizontalpodautoscalers", w) for w in theirs)]
-        asyncio.run(create(kubeconfig, [*mine, *theirs], objects))
-        _say("Understudy: one pass with nothing to change, one with everything")
-        figures["understudy"] = measure_understudy(plane, mine, folder)
-        _say("HPA with raised limits")
-        figures["hpa_raised"] = measure_hpa(plane, theirs, RAISED, *RATES_RPS[:2])
-        _say("HPA with default flags")
-        figures["hpa_default"] = measure_hpa(plane, theirs, (), *RATES_RPS[1:])
-        _say(f"Understudy: {idle} policies with nothing to change")
-        for namespace in {namespace for namespace, _ in mine}:
-            path = f"/apis/understudy.dev/v1alpha1/namespaces/{namespace}/rlpolicies"
-            plane.kube.request("DELETE", path)
-        plane.stand_ins.rate_rps.clear()
-        plane.stand_ins.rate_rps.update(dict.fromkeys(quiet, IDLE_RPS))
-        asyncio.run(create(kubeconfig, quiet, [("rlpolicies", workload) for workload in quiet]))
-        figures["idle"] = measure_idle(plane, idle, folder)
+        if policies:
+            _say(f"creating {policies} Deployments and RLPolicies, {policies} Deployments and HPAs")
+            objects = [*(("rlpolicies", w) for w in mine), *(("horizontalpodautoscalers", w) for w in theirs)]
+            asyncio.run(create(kubeconfig, [*mine, *theirs], objects))
+            _say("Understudy: one pass with nothing to change, one with everything")
+            figures["understudy"] = measure_understudy(plane, mine, folder)
+            _say("HPA with raised limits")
+            figures["hpa_raised"] = measure_hpa(plane, theirs, RAISED, *RATES_RPS[:2])
+            _say("HPA with default flags")
+            figures["hpa_default"] = measure_hpa(plane, theirs, (), *RATES_RPS[1:])
+            for namespace in {namespace for namespace, _ in mine}:
+                path = f"/apis/understudy.dev/v1alpha1/namespaces/{namespace}/rlpolicies"
+                plane.kube.request("DELETE", path)
+            plane.stand_ins.rate_rps.clear()
+        if idle:
+            _say(f"Understudy: {idle} policies with nothing to change")
+            plane.stand_ins.rate_rps.update(dict.fromkeys(quiet, IDLE_RPS))
+            asyncio.run(create(kubeconfig, quiet, [("rlpolicies", workload) for workload in quiet]))
+            figures["idle"] = measure_idle(plane, idle, folder)
     return figures
 
 
 def report(figures: dict[str, Any]) -> None:
-    """Print the table and the ratios."""
+    """Print the tables and the ratios."""
+    if "understudy" in figures:
+        report_passes(figures)
+    if "idle" in figures:
+        idle = figures["idle"]
+        print(
+            f"{idle['policies']} idle policies: {idle['cpu_seconds'] * 1e3:.0f} ms of CPU a tick, "
+            f"{idle['cpu_share_of_a_core']:.2%} of a core (aim: 1 %), {idle['patches']} patches (aim: 0), "
+            f"{idle['rss_mib']:.0f} MiB, load {idle['load_average_1min']}"
+        )
+
+
+def report_passes(figures: dict[str, Any]) -> None:
+    """Print what the passes took, and the ratios."""
     names = {
         "understudy": "Understudy",
         "hpa_raised": "HPA, raised limits",
         "hpa_default": "HPA, default flags",
     }
-    print(f"\n{figures['policies']} targets; load before: {figures['machine']['load_average_1min']}")
-    print(f"{'':22}{'pass':>10} {'CPU':>10} {'API calls':>10} {'writes':>8} {'RSS':>9}")
+    print(f"{figures['policies']} targets")
+    print(f"{'':22}{'pass':>10} {'CPU':>10} {'API calls':>10} {'writes':>8} {'RSS':>9} {'load':>6}")
     for what, words in (("none", "nothing to change"), ("change", "every target to be changed")):
         print(words)
         for key, name in names.items():
             row = figures[key][what]
             print(
                 f"  {name:20}{row['seconds']:>8.2f} s {row['cpu_seconds']:>8.2f} s {row['api_calls']:>10.0f} "
-                f"{row['patches']:>8} {row['rss_mib']:>5.0f} MiB"
+                f"{row['patches']:>8} {row['rss_mib']:>5.0f} MiB {row['load_average_1min']:>6}"
             )
         ours = figures["understudy"][what]
         for key in ("hpa_raised", "hpa_default"):
@@ -419,12 +380,6 @@ def report(figures: dict[str, Any]) -> None:
                 f"  Understudy takes {ours['seconds'] / row['seconds']:.2f} × the time and "
                 f"{ours['cpu_seconds'] / row['cpu_seconds']:.2f} × the CPU of {names[key]}"
             )
-    idle = figures["idle"]
-    print(
-        f"{idle['policies']} idle policies: {idle['cpu_seconds'] * 1e3:.0f} ms of CPU a tick, "
-        f"{idle['cpu_share_of_a_core']:.2%} of a core (aim: 1 %), {idle['patches']} patches (aim: 0), "
-        f"{idle['rss_mib']:.0f} MiB"
-    )
 
 
 def _say(words: str) -> None:
@@ -437,8 +392,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--policies", type=int, default=500, help="targets of each autoscaler")
-    parser.add_argument("--idle", type=int, default=2000, help="idle policies")
+    parser.add_argument("--policies", type=int, default=500, help="targets of each autoscaler, 0: none")
+    parser.add_argument("--idle", type=int, default=2000, help="idle policies, 0: none")
     parser.add_argument(
         "--folder", type=Path, help="where logs and ledger stay; by default they are thrown away"
     )

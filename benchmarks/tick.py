@@ -58,7 +58,7 @@ class Fleet:
             self.store.on_event("ADDED", _policy(i))
         self.store.synced = True
         self.cohort = Cohort(TICK_S)
-        self.cohort.sync(list(self.store))
+        self.cohort.sync(self.store.snapshot())
         self._random = np.random.default_rng(0)
         self._rate_rps = self._random.lognormal(5.0, 1.0, n)
         self._replicas = np.maximum(np.ceil(self._rate_rps / CAPACITY_RPS / 0.7), 2).astype(np.int64)

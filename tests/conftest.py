@@ -3,5 +3,5 @@
 from hypothesis import settings
 
 # How long an example takes says more about the machine's other work than about the code.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", parent=settings(), deadline=None)
 settings.load_profile("patient")

@@ -10,7 +10,7 @@ import numpy as np
 
 from understudy_operator.scaling import Target
 from understudy_operator.store import PolicyRecord
-from understudy_operator.telemetry.collect import TelemetryTarget
+from understudy_operator.telemetry.collect import TelemetryTarget, plan
 from understudy_policy import decision, settings
 from understudy_policy.api import RLPolicySpec
 from understudy_policy.rows import SHARED, concatenate, take
@@ -25,6 +25,7 @@ class Cohort:
         records: the policies.
         specs: what they ask for.
         targets, telemetry: how scaler and telemetry know them.
+        plan: the queries that serve all of them.
         settings: what they ask for, as arrays.
         state: what they carry from tick to tick.
     """
@@ -32,6 +33,7 @@ class Cohort:
     def __init__(self, tick_s: float) -> None:
         self.tick_s = tick_s
         self.records: list[PolicyRecord] = []
+        self._synced_with: Sequence[PolicyRecord] | None = None
         self.state = decision.initial_state(0)
         self._describe()
 
@@ -42,12 +44,15 @@ class Cohort:
         starts anew.
 
         Args:
-            records: the valid policies of this tick length.
+            records: all policies; the very object of the last call means that nothing has changed.
 
         Returns:
             Indices of the rows that are new.
         """
-        wanted = {record.uid: record for record in records}
+        if records is self._synced_with:
+            return np.empty(0, np.int64)
+        self._synced_with = records
+        wanted = {record.uid: record for record in records if interval_of(record) == self.tick_s}
         before = {record.uid: row for row, record in enumerate(self.records)}
         kept = [uid for uid in before if uid in wanted]
         added = [uid for uid in wanted if uid not in before]
@@ -75,6 +80,12 @@ class Cohort:
         pairs = list(zip(self.records, self.specs, strict=True))
         self.targets = [_target(record, spec) for record, spec in pairs]
         self.telemetry = [_telemetry(record, spec) for record, spec in pairs]
+        self.plan = plan(self.telemetry)
+
+
+def interval_of(record: PolicyRecord) -> float | None:
+    """The tick of a policy in seconds, None where the policy is invalid and has none."""
+    return None if record.policy is None else record.policy.spec.telemetry.interval_s
 
 
 def _spec(record: PolicyRecord) -> RLPolicySpec:

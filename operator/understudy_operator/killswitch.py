@@ -88,9 +88,8 @@ class KillSwitch:
             self._cluster.get(), *(self._namespace(name).get() for name in unseen)
         )
         namespaces = self._watched | dict(zip(unseen, asked, strict=True))
-        return {
-            policy.key: _widest(_of_mode(policy), namespaces[policy.key[0]], cluster) for policy in policies
-        }
+        above = {name: _widest(state, cluster) for name, state in namespaces.items()}
+        return {policy.key: _widest(_of_mode(policy), above[policy.key[0]]) for policy in policies}
 
     async def confirm(self, policy: PolicyRecord) -> KillState:
         """The state right before a write, from reads that all begin after this call.
@@ -101,7 +100,7 @@ class KillSwitch:
         own, namespace, cluster = await asyncio.gather(
             self._read_policy(policy), self._namespace(policy.key[0]).get(), self._cluster.get()
         )
-        return own if own.deleted else _widest(own, namespace, cluster)
+        return own if own.deleted else _widest(own, _widest(namespace, cluster))
 
     def _namespace(self, name: str) -> _FreshRead:
         if name not in self._namespace_reads:
@@ -187,5 +186,5 @@ def _unreadable(error: KubeError) -> KillState:
     return KillState(KillScope.UNREADABLE, error.message)
 
 
-def _widest(*states: KillState) -> KillState:
-    return max(states, key=lambda state: state.scope)
+def _widest(own: KillState, above: KillState) -> KillState:
+    return above if above.scope > own.scope else own

@@ -9,10 +9,10 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 
-from understudy_operator.cohort import Cohort
+from understudy_operator.cohort import Cohort, interval_of
 from understudy_operator.metrics import Metrics
 from understudy_operator.store import PolicyStore
-from understudy_operator.tick import Finished, Tick, interval_of
+from understudy_operator.tick import Finished, Tick
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from understudy_operator.ledger import DecidedTick, Ledger, Record
 from understudy_operator.metrics import Metrics, PolicyGauges
 from understudy_operator.scaling import Outcome, WriteResult
 from understudy_operator.status import Figures, StatusWriter
-from understudy_operator.store import Key, PolicyStore
+from understudy_operator.store import Key, PolicyRecord, PolicyStore
 from understudy_operator.telemetry.collect import Problem
 from understudy_operator.tick import Finished
 from understudy_policy.signals import SIGNAL_NAMES, Cause, Signal
@@ -56,7 +56,8 @@ class Recorder:
         self._store, self._decisions, self._ledger = store, decisions, ledger
         self._metrics, self._status, self._events = metrics, status, events
         self._loaded_at: dict[str, str] = {}
-        self._pruned = -1
+        self._known: Sequence[PolicyRecord] | None = None
+        self._invalid: list[PolicyRecord] = []
         self._problems: dict[float, set[tuple[Signal, Cause]]] = {}
         self._flush: asyncio.Task[None] | None = None
 
@@ -73,16 +74,17 @@ class Recorder:
 
     def tend(self) -> None:
         """See to what belongs to no tick: policies that cannot be understood or are gone, and writing the status."""
-        for record in self._store:
-            if record.invalid is not None:
-                # It has no row in any tick; its status says what is wrong.
-                self._status.offer(record, Situation(invalid=record.invalid, causes=None), Figures())
-        if self._pruned != self._store.spec_version:
-            self._pruned = self._store.spec_version
-            self._status.keep({record.key for record in self._store})
-        self._metrics.set_policies(
-            Counter("Invalid" if r.policy is None else r.policy.spec.mode for r in self._store)
-        )
+        records = self._store.snapshot()
+        if self._known is not records:
+            self._known = records
+            self._invalid = [record for record in records if record.policy is None]
+            self._status.keep({record.key for record in records})
+            self._metrics.set_policies(
+                Counter("Invalid" if r.policy is None else r.policy.spec.mode for r in records)
+            )
+        for record in self._invalid:
+            # It has no row in any tick; its status says what is wrong.
+            self._status.offer(record, Situation(invalid=record.invalid or "", causes=None), Figures())
         if self._flush is None or self._flush.done():
             self._flush = asyncio.create_task(self._flush_status())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -30,12 +30,13 @@ class Target:
     api_version: str
     kind: str
     name: str
+    key: Key = field(init=False, compare=False)
+    """Identity without the API version; looked up several times a tick, so it is worked out once."""
 
-    @property
-    def key(self) -> Key:
-        """Identity without the API version."""
+    def __post_init__(self) -> None:
+        """Work out the key."""
         group, _, _ = self.api_version.rpartition("/")
-        return (group, self.kind, self.namespace, self.name)
+        object.__setattr__(self, "key", (group, self.kind, self.namespace, self.name))
 
 
 class Outcome(StrEnum):
@@ -162,8 +163,8 @@ class Scaler:
         hpas = self._hpas.get(target.key)
         if hpas:
             return f"{min(hpas.values())} scales this target: delete it, or set spec.mode to Shadow or Off"
-        changed_at, manager = self._foreign.get(target.key, (float("-inf"), ""))
-        if self._clock() - changed_at >= hold_s:
+        changed_at, manager = self._foreign.get(target.key, (None, ""))
+        if changed_at is None or self._clock() - changed_at >= hold_s:
             return None
         return f"{manager or 'somebody else'} changed spec.replicas after Understudy had written it"
 

@@ -65,9 +65,13 @@ class PolicyStore:
 
     def __iter__(self) -> Iterator[PolicyRecord]:
         """All records by namespace and name."""
+        return iter(self.snapshot())
+
+    def snapshot(self) -> tuple[PolicyRecord, ...]:
+        """All records by namespace and name: the same tuple as long as nothing changes, be it a status."""
         if self._ordered is None:
             self._ordered = tuple(self._records[key] for key in sorted(self._records))
-        return iter(self._ordered)
+        return self._ordered
 
     def get(self, key: Key) -> PolicyRecord | None:
         """The record of a policy, None where there is none."""

@@ -22,12 +22,13 @@ from understudy_operator.ledger import DecidedTick
 from understudy_operator.rollout import WRITING_MODES, Canaries, authority, override_replicas
 from understudy_operator.scaling import Outcome, ScaleProblem, Scaler, ScaleView, WriteResult
 from understudy_operator.store import Key, PolicyRecord, PolicyStore
-from understudy_operator.telemetry.collect import Problem, backfill, collect
+from understudy_operator.telemetry.collect import Problem, backfill, collect, plan
 from understudy_operator.telemetry.port import Prometheus
 from understudy_policy import decision as program
 from understudy_policy import history as past
 from understudy_policy.api import RLPolicySpec
 from understudy_policy.guards.reasons import KillScope
+from understudy_policy.signals import Signal
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +126,11 @@ class Tick:
         if self._spec_version != self._store.spec_version:
             self._spec_version = self._store.spec_version
             self._learn_policies()
-        new = cohort.sync([record for record in self._store if interval_of(record) == cohort.tick_s])
+        new = cohort.sync(self._store.snapshot())
+        began = self._canaries_began(cohort, now_s)
 
         stop = self._timed("observe")
-        seen, view = await self._observe(cohort, now_s)
+        seen, view = await self._observe(cohort, began, now_s)
         stop()
 
         stop = self._timed("decide")
@@ -153,13 +155,15 @@ class Tick:
             decision=made,
             writes=writes,
         )
-        return Finished(decided, cohort.specs, view, answers, self._canaries_began(cohort, now_s), act_s)
+        return Finished(decided, cohort.specs, view, answers, began, act_s)
 
-    async def _observe(self, cohort: Cohort, now_s: float) -> tuple[program.Seen, View]:
+    async def _observe(
+        self, cohort: Cohort, began: Sequence[float | None], now_s: float
+    ) -> tuple[program.Seen, View]:
         """Telemetry, targets and kill switch, all at once."""
         deadline_s = self._deadlines.observe * cohort.tick_s
         collected, scales, kills = await asyncio.gather(
-            collect(self._prometheus, cohort.telemetry, now_s, deadline_s),
+            collect(self._prometheus, cohort.plan, now_s, deadline_s),
             self._scaler.read_many(cohort.targets),
             self._killswitch.read(cohort.records),
         )
@@ -167,21 +171,22 @@ class Tick:
         cohort.forget_rows(self._recreated(cohort.records, found))
         hold_s = FOREIGN_CHANGE_HOLD_TICKS * cohort.tick_s
         conflicts = {
-            row: self._scaler.conflict_of(target, hold_s) for row, target in enumerate(cohort.targets)
+            row: why
+            for row, target in enumerate(cohort.targets)
+            if (why := self._scaler.conflict_of(target, hold_s)) is not None
         }
         conflicts.update(
             (row, f"RLPolicy {duplicate[1]} scales this target already: delete one of the two")
             for row, record in enumerate(cohort.records)
             if (duplicate := self._duplicates.get(record.key)) is not None
         )
-        began = self._canaries_began(cohort, now_s)
         seen = program.Seen(
             samples=collected.samples,
             replicas=np.array([-1 if scale is None else scale.replicas for scale in found], np.int64),
             ready=np.array([0 if scale is None else scale.ready for scale in found], np.int64),
             authority=np.array(
                 [
-                    0.0 if conflicts[row] else authority(spec, now_s - (at or now_s))
+                    0.0 if row in conflicts else authority(spec, now_s - (at or now_s))
                     for row, (spec, at) in enumerate(zip(cohort.specs, began, strict=True))
                 ],
                 np.float64,
@@ -195,7 +200,7 @@ class Tick:
             target_problems={
                 row: scale for row, scale in enumerate(scales) if isinstance(scale, ScaleProblem)
             },
-            conflicts={row: why for row, why in conflicts.items() if why},
+            conflicts=conflicts,
             kills=kills,
             telemetry_problems=collected.problems,
         )
@@ -250,9 +255,9 @@ class Tick:
 
     async def _read_past(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> None:
         """Give new rows the past that Prometheus remembers, so that a restart does not start from nothing."""
-        targets = [cohort.telemetry[row] for row in rows]
+        asked = plan([cohort.telemetry[row] for row in rows], (Signal.REQUEST_RATE,))
         rates, problems = await backfill(
-            self._prometheus, targets, now_s, cohort.tick_s, past.TICKS - 1, timeout_s=0.5 * cohort.tick_s
+            self._prometheus, asked, now_s, cohort.tick_s, past.TICKS - 1, timeout_s=0.5 * cohort.tick_s
         )
         for problem in problems:
             log.warning("the past could not be read back: %s", problem.detail)
@@ -281,11 +286,6 @@ class Tick:
             self._canaries.began_s(record.uid, spec, record.status, now_s)
             for record, spec in zip(cohort.records, cohort.specs, strict=True)
         ]
-
-
-def interval_of(record: PolicyRecord) -> float | None:
-    """The tick of a policy in seconds, None where the policy is invalid and has none."""
-    return None if record.policy is None else record.policy.spec.telemetry.interval_s
 
 
 def may_write(mode: str, scale: ScaleView) -> bool:

@@ -10,7 +10,7 @@ from aiohttp import web
 import fake_prometheus
 from fake_prometheus import FakePrometheus, vector
 from understudy_operator.telemetry import port as port_module
-from understudy_operator.telemetry.collect import TelemetryTarget, backfill, collect
+from understudy_operator.telemetry.collect import TelemetryTarget, backfill, collect, plan
 from understudy_operator.telemetry.port import Prometheus, PrometheusConfig, QueryFailed
 from understudy_operator.telemetry.presets import PRESETS
 from understudy_policy.signals import Cause, Freshness, Signal, assess
@@ -43,7 +43,7 @@ def healthy(**changes):
 def asked(fake, targets=(WEB, API), deadline_s=5.0, budget=50, **options):
     async def run():
         async with fake_prometheus.serving(fake, **options) as port:
-            return await collect(port, targets, NOW, deadline_s, budget)
+            return await collect(port, plan(targets, budget=budget), NOW, deadline_s)
 
     return asyncio.run(run())
 
@@ -132,8 +132,7 @@ FAULTS = [
 def test_a_failing_query_takes_one_signal_and_keeps_its_reason(answer, cause, detail):
     if answer is web.Response:
         answer = lambda _: web.Response(status=500, text="boom")  # noqa: E731
-    deadline_s = 3.0 if answer == "hang" else 30.0
-    collected = asked(healthy(http_requests_total=answer), deadline_s=deadline_s)
+    collected = asked(healthy(http_requests_total=answer), deadline_s=3.0 if answer == "hang" else 30.0)
     assert causes(collected, Signal.REQUEST_RATE) == [cause, cause]
     others = [signal for signal in Signal if signal is not Signal.REQUEST_RATE]
     assert (collected.samples.cause[:, others] == Cause.OK).all()
@@ -181,7 +180,7 @@ def test_a_prometheus_that_is_gone_is_unreachable_and_quickly_so():
             pass
         port = Prometheus(PrometheusConfig(port._client.url))
         began = time.monotonic()
-        collected = await collect(port, [WEB], NOW, 3.0)
+        collected = await collect(port, plan([WEB]), NOW, 3.0)
         port.close()
         return collected, time.monotonic() - began
 
@@ -306,7 +305,7 @@ def matrix(*series):
 def read_back(fake, targets, ticks=4):
     async def run():
         async with fake_prometheus.serving(fake) as port:
-            return await backfill(port, targets, NOW, 15.0, ticks, timeout_s=5)
+            return await backfill(port, plan(targets, (Signal.REQUEST_RATE,)), NOW, 15.0, ticks, timeout_s=5)
 
     return asyncio.run(run())
 
@@ -338,7 +337,9 @@ def test_a_prometheus_that_hangs_costs_the_tick_one_limit_however_many_queries_t
     async def run():
         async with fake_prometheus.serving(FakePrometheus(my_rate="hang")) as port:
             began = time.monotonic()
-            _, problems = await backfill(port, targets, NOW, 15.0, 4, timeout_s=3.0)
+            _, problems = await backfill(
+                port, plan(targets, (Signal.REQUEST_RATE,)), NOW, 15.0, 4, timeout_s=3.0
+            )
             return problems, time.monotonic() - began
 
     problems, seconds = asyncio.run(run())

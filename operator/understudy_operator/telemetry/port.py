@@ -33,14 +33,6 @@ LONGEST_GET = 1800
 AUTHORIZATION_MAX_AGE_S = 60.0
 
 
-class Series(NamedTuple):
-    """One element of an instant vector."""
-
-    labels: Mapping[str, str]
-    value: float
-    timestamp_s: float
-
-
 class RangeSeries(NamedTuple):
     """One row of a range vector: `timestamp_s` and `value` are float64 arrays of the same length."""
 
@@ -51,9 +43,17 @@ class RangeSeries(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """An instant vector, and what Prometheus thinks is missing from it."""
+    """An instant vector, and what Prometheus thinks is missing from it.
 
-    series: list[Series]
+    Attributes:
+        labels: of every series.
+        values, timestamps_s: its value and when it was measured; as lists, since no object a series is worth its cost.
+        warnings: of Prometheus.
+    """
+
+    labels: list[Mapping[str, str]]
+    values: list[float]
+    timestamps_s: list[float]
     warnings: tuple[str, ...]
 
 
@@ -269,9 +269,9 @@ def _parse(status: int, content: bytes) -> Result | RangeResult:
         data = body["data"]
         kind, rows = data["resultType"], data["result"]
         if kind == "vector":
-            return Result([_series(row["metric"], row["value"]) for row in rows], warnings)
+            return _instant([row["metric"] for row in rows], [row["value"] for row in rows], warnings)
         if kind == "scalar":
-            return Result([_series({}, rows)], warnings)
+            return _instant([{}], [rows], warnings)
         if kind == "matrix":
             return RangeResult([_range_series(row["metric"], row["values"]) for row in rows], warnings)
     except (KeyError, TypeError, ValueError) as error:
@@ -280,8 +280,12 @@ def _parse(status: int, content: bytes) -> Result | RangeResult:
     raise QueryFailed(Cause.BAD_RESPONSE, f"the query is a {kind}: make it an instant vector or a scalar")
 
 
-def _series(labels: Mapping[str, str], point: tuple[float, str]) -> Series:
-    return Series(labels, float(point[1]), float(point[0]))
+def _instant(
+    labels: list[Mapping[str, str]], points: list[tuple[float, str]], warnings: tuple[str, ...]
+) -> Result:
+    return Result(
+        labels, [float(point[1]) for point in points], [float(point[0]) for point in points], warnings
+    )
 
 
 def _range_series(labels: Mapping[str, str], points: list[tuple[float, str]]) -> RangeSeries:
