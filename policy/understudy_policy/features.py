@@ -77,7 +77,7 @@ class Load:
     known_ticks: Array
 
 
-def load(history: past.History) -> Load:
+def load(history: past.Past) -> Load:
     """Read the windows off the rings, once per tick."""
     window = history.window(past.TICKS)
     xp = namespace(window)
@@ -95,7 +95,7 @@ def load(history: past.History) -> Load:
 def compute(
     settings: Settings,
     load_now: Load,
-    history: past.History,
+    history: past.Past,
     estimates: Estimates,
     values: Array,
     capacity: Array,
@@ -174,7 +174,7 @@ def _log_ratio(xp: Any, a: Array, b: Array) -> Array:
     return xp.clip(_known(xp, xp.log((a + floor) / (b + floor)), 0.0), -3.0, 3.0)
 
 
-def _what_came_next(xp: Any, history: past.History, blocks_ago: int) -> tuple[Array, Array]:
+def _what_came_next(xp: Any, history: past.Past, blocks_ago: int) -> tuple[Array, Array]:
     """How the quarter of an hour after this time went, so many blocks ago, relative to the block at it."""
     then = history.block_ago(blocks_ago)
     after = (

@@ -7,7 +7,7 @@ are the one thing in this package that is updated in place: copying them would c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,16 @@ BLOCKS = 7 * BLOCKS_PER_DAY + 1
 
 NO_RECOMMENDATION = -1
 """Marks a tick for which a row had no recommendation (it joined later, or could not know)."""
+
+
+class Past(Protocol):
+    """What features ask of a past; a learner keeps less of it than `History` does."""
+
+    def window(self, ticks: int) -> Array:
+        """The last `ticks` request rates, oldest first, `[N, ticks]`, NaN where unknown."""
+
+    def block_ago(self, blocks: int) -> Array:
+        """The coarse mean that was complete `blocks` blocks before the newest one, `[N]`; NaN if unknown."""
 
 
 @dataclass
@@ -141,7 +151,7 @@ class WindowStats:
     largest: Array
 
 
-def window_stats(history: History, ticks: int) -> WindowStats:
+def window_stats(history: Past, ticks: int) -> WindowStats:
     """Mean, standard deviation and maximum of the last `ticks` rates."""
     window = history.window(ticks)
     xp = namespace(window)

@@ -42,7 +42,7 @@ def test_new_pods_become_ready_as_the_start_up_distribution_says():
     assert (pods.ready(schedule) == 2).all()
     assert (pods.existing(schedule) == 5).all()
     for tick in range(1, 8):
-        schedule = pods.advance(schedule, config.sub_steps)
+        schedule = pods.advance(schedule)
         share = (pods.ready(schedule) - 2).mean() / 3
         expected = 0.5 * math.erfc(-math.log(tick * 15 / median_s) / sigma / math.sqrt(2))
         assert share == pytest.approx(expected, abs=0.01)
@@ -63,7 +63,7 @@ def test_pods_are_whole_and_never_ready_before_they_exist(changes, median_s):
         assert pods.ready(schedule)[0] == min(before, replicas)
         assert (schedule == schedule.round()).all()
         assert (np.diff(schedule, axis=1) >= 0).all()
-        schedule = pods.advance(schedule, config.sub_steps)
+        schedule = pods.advance(schedule)
 
 
 def test_scale_in_takes_starting_pods_before_ready_ones():

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from understudy_policy.rows import Array, maximum, namespace, shared
-from understudy_simulator import pods
-from understudy_simulator.service import Flow, Service, histogram_quantile, mean_latency_s, serve, share_over
-
-LATENCY_EDGES_RATIO = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.5, 5.0, 10.0, 20.0)
-"""Latency buckets over the workload's threshold; 1 must be among them, it tells the late requests."""
-_THRESHOLD = LATENCY_EDGES_RATIO.index(1.0)
-_ALL, _ERRORS, _CPU = -3, -2, -1
-QUANTILE = 0.99
+from understudy_policy.rows import Array, maximum, minimum, namespace, shared
+from understudy_policy.signals import Signal
+from understudy_simulator import chance, metrics, pods
+from understudy_simulator import nodes as machines
+from understudy_simulator.arrivals import arrivals_from_normals
+from understudy_simulator.columns import by_column, by_row, stack
+from understudy_simulator.nodes import Nodes, NodeState
+from understudy_simulator.service import Service, histogram_quantile
+from understudy_simulator.serving import TINY, Retries, Waiting, Warmup, serve_tick
 
 
 @dataclass(frozen=True)
@@ -59,29 +59,35 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What does not change while workloads run.
+    """What does not change while workloads run. A part that is None is switched off for all of them.
 
     Attributes:
         service: how pods serve.
         latency_threshold_s: `[N]` latency above which a request counts as missed.
         cpu_request_cores: `[N]` CPU request of one pod; a fully busy pod uses exactly that.
         startup: `[N, B + 1]` from `pods.startup_cdf`.
+        termination_s: `[N]` time that a removed pod still costs.
+        window: `[N, R]` from `metrics.window`: how late and how long metrics are.
+        dropout: `[N]` probability that a scrape fails and the signals stay as they were.
+        warmup: how pods get up to speed.
+        retries: what clients do when they had to give up.
+        nodes: how room for pods comes and goes.
         tick_s: control period and scrape interval.
         sub_steps: parts of a tick in which the queue is computed.
-        window_ticks: ticks in the window of a rate.
-        lag_ticks: ticks by which metrics are late.
-        termination_s: time that a removed pod still costs.
     """
 
     service: Service
     latency_threshold_s: Array
     cpu_request_cores: Array
     startup: Array
+    termination_s: Array
+    window: Array
+    dropout: Array | None = None
+    warmup: Warmup | None = None
+    retries: Retries | None = None
+    nodes: Nodes | None = None
     tick_s: float = shared(default=15.0)
     sub_steps: int = shared(default=3)
-    window_ticks: int = shared(default=4)
-    lag_ticks: int = shared(default=1)
-    termination_s: float = shared(default=5.0)
 
     @property
     def sub_step_s(self) -> float:
@@ -94,15 +100,24 @@ class ClusterState:
     """What changes from tick to tick.
 
     Attributes:
-        schedule: `[N, B + 1]` pods, see `pods`.
+        schedule: `[N, B + 1]` pods that have room, see `pods`.
         backlog: `[N]` requests waiting.
-        scraped: `[N, lag + window, K + 3]` increments of every counter per tick, oldest first: requests at or
-            under each latency edge, all requests, errors, CPU core-seconds.
+        cold: `[N]` ready pods, each counted by how far it is from warmed up (1: just ready).
+        retrying: `[N]` requests that will be sent again.
+        scraped: `[N, R, COUNTERS]` increments of every counter per tick, oldest first, see `metrics`.
+        signals: `[N, S]` what the autoscaler's queries return now.
+        signals_age_s: `[N]` time since the last scrape that succeeded.
+        nodes: nodes that were added; None where nodes are switched off.
     """
 
     schedule: Array
     backlog: Array
+    cold: Array
+    retrying: Array
     scraped: Array
+    signals: Array
+    signals_age_s: Array
+    nodes: NodeState | None = None
 
 
 @dataclass(frozen=True)
@@ -112,22 +127,29 @@ class Draws:
     Attributes:
         startup: `[N]` uniform draws from [0, 1): the start-up of the pods created in this tick.
         service: `[N, sub_steps]` standard normals: how much work the requests happened to bring.
+        scrape: `[N]` uniform draws: whether the scrape fails; needed where there are dropouts.
+        node: `[N]` uniform draws: how long nodes take; needed where there are nodes.
     """
 
     startup: Array
     service: Array
+    scrape: Array | None = None
+    node: Array | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened in one tick, as nobody inside the cluster could know it; every field is `[N]`.
+    """What happened in one tick, as nobody inside the cluster could know it; every field is `[N]` but one.
 
     Attributes:
-        arrivals: requests that came.
+        arrivals: requests that came, each counted once however often it was sent.
         served: requests answered.
-        dropped: requests given up (timed out, or no pod).
-        violations: requests over the latency threshold, predicted on arrival, or dropped.
+        dropped: attempts given up (timed out, or no pod).
+        retried: those of them that will be sent again.
+        violations: requests over the latency threshold, predicted on arrival, or dropped at the first attempt.
+        within: `[N, K]` served at or under each edge of `metrics.LATENCY_EDGES_RATIO` times the threshold.
         pod_seconds: existence of pods, from creation to the end of their termination.
+        node_seconds: existence of nodes that were added.
         ready: ready pods at the end.
         pending: pods at the end that exist and are not ready.
         utilization: share of the ready pods' capacity that was used, 0 to 1.
@@ -140,8 +162,11 @@ class Outcome:
     arrivals: Array
     served: Array
     dropped: Array
+    retried: Array
     violations: Array
+    within: Array
     pod_seconds: Array
+    node_seconds: Array
     ready: Array
     pending: Array
     utilization: Array
@@ -158,6 +183,15 @@ def configure(
     cpu_request_cores: ArrayLike = 1.0,
     tick_s: float = 15.0,
     sub_steps: int = 3,
+    *,
+    termination_s: ArrayLike = 5.0,
+    metric_lag_s: ArrayLike | None = None,
+    metric_window_s: ArrayLike | None = None,
+    sharing: ArrayLike | None = None,
+    dropout: ArrayLike | None = None,
+    warmup: Warmup | None = None,
+    retries: Retries | None = None,
+    nodes: Nodes | None = None,
 ) -> ClusterConfig:
     """A configuration in NumPy float64, one row per profile; `rows.as_torch_or_numpy` carries it elsewhere.
 
@@ -168,6 +202,11 @@ def configure(
         cpu_request_cores: CPU request of one pod, for all or `[N]`.
         tick_s: control period.
         sub_steps: parts of a tick.
+        termination_s: time that a removed pod still costs, for all or `[N]`.
+        metric_lag_s: age of the newest sample, for all or `[N]`; by default a tick.
+        metric_window_s: window of a rate, for all or `[N]`; by default four ticks.
+        sharing: 1 where the processor is shared, see `Service`.
+        dropout, warmup, retries, nodes: see `ClusterConfig`.
     """
 
     def column(values: ArrayLike) -> Array:
@@ -176,17 +215,27 @@ def configure(
     median_s, sigma = column(startup_median_s), column(startup_sigma)
     if not (np.all(median_s > 0) and np.all(sigma > 0)):
         raise ValueError("startup_median_s and startup_sigma must be above 0; use 0.01 for next to none.")
-    horizon_s = float(np.max(median_s * np.exp(3.3 * sigma)))
+    lag_s = column(tick_s if metric_lag_s is None else metric_lag_s)
+    window_s = column(4.0 * tick_s if metric_window_s is None else metric_window_s)
+    if not (np.all(lag_s >= 0) and np.all(window_s > 0)):
+        raise ValueError("metric_lag_s must be 0 or more and metric_window_s above 0; give seconds.")
     return ClusterConfig(
         service=Service(
             capacity_rps=column([p.capacity_rps for p in profiles]),
             service_s=column([p.service_s for p in profiles]),
             service_cv=column([p.service_cv for p in profiles]),
             timeout_s=column([p.timeout_s for p in profiles]),
+            sharing=None if sharing is None else column(sharing),
         ),
         latency_threshold_s=column([p.latency_threshold_s for p in profiles]),
         cpu_request_cores=column(cpu_request_cores),
-        startup=pods.startup_cdf(median_s, sigma, tick_s / sub_steps, max(horizon_s, tick_s)),
+        startup=pods.startup_cdf(median_s, sigma, tick_s, pods.horizon_s(median_s, sigma)),
+        termination_s=column(termination_s),
+        window=metrics.window(lag_s, window_s, tick_s),
+        dropout=None if dropout is None else column(dropout),
+        warmup=warmup,
+        retries=retries,
+        nodes=nodes,
         tick_s=tick_s,
         sub_steps=sub_steps,
     )
@@ -201,17 +250,48 @@ def initial(config: ClusterConfig, replicas: Array, rate_rps: Array) -> ClusterS
         rate_rps: `[N]` arrival rate.
     """
     xp = namespace(replicas)
-    ticks, counters = config.lag_ticks + config.window_ticks, len(LATENCY_EDGES_RATIO) + 3
+    nothing = xp.zeros_like(rate_rps)
+    unseen = xp.stack([xp.stack([nothing] * metrics.COUNTERS)] * config.window.shape[1])
     empty = ClusterState(
         schedule=pods.all_ready(replicas, config.startup),
-        backlog=xp.zeros_like(rate_rps),
-        scraped=rate_rps[:, None, None]
-        * xp.zeros((ticks, counters), dtype=rate_rps.dtype, device=rate_rps.device),
+        backlog=nothing,
+        cold=nothing,
+        retrying=nothing,
+        scraped=by_row(unseen),
+        signals=stack(*[nothing] * len(Signal)),
+        signals_age_s=nothing,
+        nodes=None if config.nodes is None else machines.initial(config.nodes, replicas),
     )
-    nothing = xp.zeros_like(rate_rps)[:, None] * xp.zeros_like(config.startup[:1, : config.sub_steps])
-    steady = rate_rps[:, None] * config.sub_step_s + nothing
-    state, _ = step(config, empty, replicas, steady, Draws(startup=nothing[:, 0], service=nothing))
-    return replace(state, scraped=xp.broadcast_to(state.scraped[:, -1:, :], state.scraped.shape))
+    steady, calm = ([value] * config.sub_steps for value in (rate_rps * config.sub_step_s, nothing))
+    draws = Draws(startup=nothing, service=stack(*calm), scrape=nothing + 1.0, node=nothing)
+    state, _ = step(config, empty, replicas, stack(*steady), draws)
+    scraped = by_row(xp.stack([by_column(state.scraped[:, -1])] * config.window.shape[1]))
+    return replace(state, scraped=scraped, signals=_read(config, scraped))
+
+
+def draw(
+    config: ClusterConfig, rate_rps: Array, dispersion: Array, seeds: Array, tick: Array | int
+) -> tuple[Array, Draws]:
+    """Draw the chance of a tick: the same for the same seeds and tick, whatever the policy does.
+
+    Args:
+        config: the workloads.
+        rate_rps: `[N]` expected arrival rate; its dtype is that of the result.
+        dispersion: `[N]` variance over mean of the requests per sub-step, at least 1.
+        seeds: `[N]` int32.
+        tick: number of the tick, an int or an array of one int32.
+
+    Returns:
+        `[N, sub_steps]` arrivals (not whole, see `arrivals_from_normals`), and the draws: both for `step`.
+    """
+    xp = namespace(rate_rps)
+    steps = config.sub_steps
+    startup, scrape, node = (xp.astype(u, rate_rps.dtype) for u in chance.uniforms(seeds, tick, 3))
+    normal = [xp.astype(z, rate_rps.dtype) for z in chance.normals(seeds, tick, 2 * steps, skip=4)]
+    expected = rate_rps * config.sub_step_s
+    arrivals = [arrivals_from_normals(expected, dispersion, z) for z in normal[:steps]]
+    service = stack(*normal[steps:])
+    return stack(*arrivals), Draws(startup=startup, service=service, scrape=scrape, node=node)
 
 
 def step(
@@ -227,82 +307,85 @@ def step(
         draws: the tick's chance.
     """
     xp = namespace(state.backlog)
-    existed = pods.existing(state.schedule)
-    schedule = pods.scale(state.schedule, replicas, config.startup, draws.startup)
-    removed = maximum(xp, existed - replicas, 0.0)
-    edges_s = latency_edges_s(config)
-
-    backlog, tally = state.backlog, _Tally(state.backlog)
-    for k in range(config.sub_steps):
-        ready = schedule[:, k]
-        backlog, flow = serve(
-            config.service, backlog, arrivals[:, k], ready, draws.service[:, k], config.sub_step_s
+    nodes, hosted, node_count = state.nodes, replicas, xp.zeros_like(replicas)
+    if config.nodes is not None and state.nodes is not None:
+        nodes, hosted, node_count = machines.provide(
+            config.nodes, state.nodes, replicas, draws.node, config.tick_s
         )
-        tally.add(
-            flow, share_over(config.service, flow, edges_s), ready, mean_latency_s(config.service, flow)
-        )
-    schedule = pods.advance(schedule, config.sub_steps)
+    schedule = pods.scale(state.schedule, hosted, config.startup, draws.startup)
+    removed = maximum(xp, pods.existing(state.schedule) - hosted, 0.0)
+    ready, before = pods.ready(schedule), pods.ready(state.schedule)
+    # In every sub-step the pods that are ready in its middle serve; at last those that are ready at the end.
+    shares = [(k + 0.5) / config.sub_steps for k in range(config.sub_steps)]
+    serving = [pods.ready_within(schedule, share) for share in (*shares, 1.0)]
+    # Who is removed is no colder than the others.
+    kept_cold = state.cold * minimum(xp, ready / maximum(xp, before, 1.0), 1.0)
+    waiting = Waiting(state.backlog, state.retrying, cold=kept_cold + (serving[0] - ready))
+    waiting, tally = serve_tick(
+        config.service,
+        config.latency_threshold_s,
+        config.warmup,
+        config.retries,
+        waiting,
+        serving,
+        arrivals,
+        draws.service,
+        config.sub_step_s,
+    )
+    schedule = pods.advance(schedule)
 
-    all_s = config.sub_steps * config.sub_step_s
-    cpu = config.cpu_request_cores * tally.used_s * config.sub_step_s
-    request = config.cpu_request_cores * tally.ready_s * config.sub_step_s
+    cpu = config.cpu_request_cores * tally.used_s
     handled = tally.served + tally.dropped
-    row = xp.concat([tally.within, xp.stack([handled, tally.dropped, cpu], axis=1)], axis=1)
-    scraped = xp.concat([state.scraped[:, 1:, :], row[:, None, :]], axis=1)
-    outcome = Outcome(
-        arrivals=xp.sum(arrivals, axis=1),
+    row = xp.concat([tally.within, xp.stack([handled, tally.dropped, cpu])], axis=0)
+    scraped = by_row(xp.concat([by_column(state.scraped)[1:], row[None]], axis=0))
+    signals, age_s = _scrape(config, state, scraped, draws)
+    after = ClusterState(
+        schedule=schedule,
+        backlog=waiting.backlog,
+        cold=waiting.cold,
+        retrying=waiting.retrying,
+        scraped=scraped,
+        signals=signals,
+        signals_age_s=age_s,
+        nodes=nodes,
+    )
+    return after, Outcome(
+        arrivals=sum(arrivals[:, k] for k in range(config.sub_steps)),
         served=tally.served,
         dropped=tally.dropped,
+        retried=tally.retried,
         violations=tally.violations,
-        pod_seconds=replicas * all_s + removed * config.termination_s,
+        within=by_row(tally.within),
+        pod_seconds=replicas * config.tick_s + removed * config.termination_s,
+        node_seconds=node_count * config.tick_s,
         ready=pods.ready(schedule),
-        pending=pods.existing(schedule) - pods.ready(schedule),
-        utilization=tally.used_s / maximum(xp, tally.ready_s, 1e-9),
-        latency_mean_s=tally.latency_s / maximum(xp, tally.served, 1e-9),
-        latency_p99_s=histogram_quantile(QUANTILE, edges_s, row[:, : _ALL + 1]),
-        cpu_usage_cores=cpu / all_s,
-        cpu_request_cores=request / all_s,
+        pending=replicas - pods.ready(schedule),
+        utilization=tally.used_s / maximum(xp, tally.ready_s, TINY),
+        latency_mean_s=tally.latency_s / maximum(xp, tally.served, TINY),
+        latency_p99_s=histogram_quantile(
+            metrics.QUANTILE, metrics.edges_s(config.latency_threshold_s), by_row(row[: metrics.ALL + 1])
+        ),
+        cpu_usage_cores=cpu / config.tick_s,
+        cpu_request_cores=config.cpu_request_cores * tally.ready_s / config.tick_s,
     )
-    return ClusterState(schedule=schedule, backlog=backlog, scraped=scraped), outcome
-
-
-class _Tally:
-    """Sums over the sub-steps of one tick."""
-
-    def __init__(self, like: Array) -> None:
-        zero = namespace(like).zeros_like(like)
-        self.served = self.dropped = self.violations = self.used_s = self.ready_s = self.latency_s = zero
-        self.within = zero[:, None]
-
-    def add(self, flow: Flow, over: Array, ready: Array, mean_s: Array) -> None:
-        self.served = self.served + flow.served
-        self.dropped = self.dropped + flow.dropped
-        self.violations = self.violations + flow.dropped + over[:, _THRESHOLD] * flow.admitted
-        self.used_s = self.used_s + flow.utilization * ready
-        self.ready_s = self.ready_s + ready
-        self.latency_s = self.latency_s + mean_s * flow.served
-        self.within = self.within + (1.0 - over) * flow.served[:, None]
-
-
-def latency_edges_s(config: ClusterConfig) -> Array:
-    """Upper edges of the latency buckets, `[N, K]` seconds."""
-    xp = namespace(config.latency_threshold_s)
-    return xp.stack([ratio * config.latency_threshold_s for ratio in LATENCY_EDGES_RATIO], axis=1)
 
 
 def observe(config: ClusterConfig, state: ClusterState) -> Array:
-    """The signals as the autoscaler's queries return them at the end of a tick, `[N, S]`.
+    """The signals as the autoscaler's queries return them at the end of a tick, `[N, S]`; see `metrics.read`."""
+    return state.signals
 
-    In the order and units of `understudy_policy.signals.Signal`: rates over the window, one scrape late. As
-    in Prometheus, latency and error share are NaN while there are no requests. The CPU request is one pod's.
-    """
-    xp = namespace(state.scraped)
-    total = xp.sum(state.scraped[:, : config.window_ticks, :], axis=1)
-    window_s = config.window_ticks * config.tick_s
-    handled = total[:, _ALL]
-    errors = xp.where(
-        handled > 0, total[:, _ERRORS] / maximum(xp, handled, 1e-9), xp.full_like(handled, xp.nan)
-    )
-    latency_s = histogram_quantile(QUANTILE, latency_edges_s(config), total[:, : _ALL + 1])
-    cpu_usage = total[:, _CPU] / window_s
-    return xp.stack([handled / window_s, latency_s, errors, cpu_usage, config.cpu_request_cores], axis=1)
+
+def _read(config: ClusterConfig, scraped: Array) -> Array:
+    edges_s = metrics.edges_s(config.latency_threshold_s)
+    return metrics.read(scraped, config.window, edges_s, config.cpu_request_cores, config.tick_s)
+
+
+def _scrape(config: ClusterConfig, state: ClusterState, scraped: Array, draws: Draws) -> tuple[Array, Array]:
+    """The signals after this tick's scrape and their age: the old ones, a tick older, where it failed."""
+    signals = _read(config, scraped)
+    if config.dropout is None or draws.scrape is None:
+        return signals, state.signals_age_s
+    xp = namespace(scraped)
+    failed = draws.scrape < config.dropout
+    age_s = xp.where(failed, state.signals_age_s + config.tick_s, xp.zeros_like(state.signals_age_s))
+    return by_row(xp.where(failed, by_column(state.signals), by_column(signals))), age_s

@@ -1,8 +1,8 @@
 """Pods in aggregate: between asking for a pod and having it lies the delay that autoscaling is all about.
 
 All pods of a workload are one row `schedule[N, B + 1]`: how many of the pods that exist now will be ready
-`j` sub-steps from now, were nothing changed. Its first column is what is ready, its last what exists.
-Creating, removing and waiting are then one array operation each.
+`j` ticks from now, were nothing changed. Its first column is what is ready, its last what exists. Creating,
+removing and waiting are then one array operation each. Nodes are kept in the same way.
 """
 
 from __future__ import annotations
@@ -11,25 +11,32 @@ import math
 from typing import Any
 
 from understudy_policy.rows import Array, maximum, minimum, namespace
+from understudy_simulator.columns import by_column, by_row, once, stack
 
 
-def startup_cdf(median_s: Array, sigma: Array, step_s: float, horizon_s: float) -> Array:
-    """Probability that a new pod is ready `j` sub-steps after its creation, `[N, B + 1]`.
+def startup_cdf(median_s: Array, sigma: Array, tick_s: float, horizon_s: float) -> Array:
+    """Probability that a new pod is ready `j` ticks after its creation, `[N, B + 1]`.
 
     Start-up (creation to ready) is log-normal; what would last beyond the horizon is ready at the horizon.
 
     Args:
         median_s: `[N]` median start-up.
         sigma: `[N]` standard deviation of its logarithm, above 0.
-        step_s: length of a sub-step.
+        tick_s: length of a tick.
         horizon_s: longest start-up that is told apart.
     """
     xp = namespace(median_s)
-    columns = math.ceil(horizon_s / step_s)
-    time_s = step_s * xp.arange(1, columns, dtype=median_s.dtype, device=median_s.device)
-    deviation = (xp.log(time_s)[None, :] - xp.log(median_s)[:, None]) / sigma[:, None]
-    zero = xp.zeros_like(median_s)[:, None]
-    return xp.concat([zero, _normal_cdf(xp, deviation), zero + 1.0], axis=1)
+    last = max(math.ceil(horizon_s / tick_s), 1)
+    by_age = [xp.zeros_like(median_s)]
+    for age in range(1, last):
+        by_age.append(_normal_cdf(xp, (math.log(age * tick_s) - xp.log(median_s)) / sigma))
+    return stack(*by_age, xp.ones_like(median_s))
+
+
+def horizon_s(median_s: Array, sigma: Array) -> float:
+    """Longest start-up worth telling apart: one pod in two thousand takes longer."""
+    xp = namespace(median_s)
+    return float(xp.max(median_s * xp.exp(3.3 * sigma)))
 
 
 def _normal_cdf(xp: Any, x: Array) -> Array:
@@ -42,13 +49,18 @@ def _normal_cdf(xp: Any, x: Array) -> Array:
 
 def all_ready(replicas: Array, startup: Array) -> Array:
     """The schedule of `replicas[N]` pods that are ready already."""
-    xp = namespace(startup)
-    return replicas[:, None] + xp.zeros_like(startup)
+    return by_row(replicas + namespace(startup).zeros_like(by_column(startup)))
 
 
 def ready(schedule: Array) -> Array:
     """Pods that are ready now, `[N]`."""
     return schedule[:, 0]
+
+
+def ready_within(schedule: Array, share: float) -> Array:
+    """Pods that are ready when this share of the tick is over, `[N]`: spread evenly over it, and whole."""
+    xp = namespace(schedule)
+    return schedule[:, 0] + xp.floor((schedule[:, 1] - schedule[:, 0]) * share + 0.5)
 
 
 def existing(schedule: Array) -> Array:
@@ -70,13 +82,14 @@ def scale(schedule: Array, replicas: Array, startup: Array, uniform: Array) -> A
     """
     xp = namespace(schedule)
     created = maximum(xp, replicas - existing(schedule), 0.0)
-    kept = minimum(xp, schedule, replicas[:, None])
+    replicas, created, uniform = once(replicas, created, uniform)
+    kept = minimum(xp, by_column(schedule), replicas)
     # At most all of them: in single precision a large count plus the draw may round up to one more.
-    return kept + minimum(xp, xp.floor(created[:, None] * startup + uniform[:, None]), created[:, None])
+    started = minimum(xp, xp.floor(created * by_column(startup) + uniform), created)
+    return by_row(kept + started)
 
 
-def advance(schedule: Array, sub_steps: int) -> Array:
-    """The schedule `sub_steps` sub-steps later."""
-    xp = namespace(schedule)
-    last = xp.broadcast_to(schedule[:, -1:], (schedule.shape[0], sub_steps))
-    return xp.concat([schedule[:, sub_steps:], last], axis=1)
+def advance(schedule: Array) -> Array:
+    """The schedule a tick later."""
+    later = by_column(schedule)
+    return by_row(namespace(schedule).concat([later[1:], later[-1:]], axis=0))

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 from understudy_policy.rows import Array, maximum, namespace
 
+MISSED_REQUEST_PRICE = 10.0
+"""Cost of missing everything, in units of the demand."""
+
+VIOLATION_BUDGET = 0.01
+"""Share of the requests that may be missed for nothing."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -30,8 +36,8 @@ def score(
     violations: Array,
     pod_seconds: Array,
     capacity_rps: Array,
-    missed_request_price: float = 10.0,
-    violation_budget: float = 0.01,
+    missed_request_price: float = MISSED_REQUEST_PRICE,
+    violation_budget: float = VIOLATION_BUDGET,
 ) -> Score:
     """Judge summed outcomes.
 

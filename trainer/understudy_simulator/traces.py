@@ -148,9 +148,14 @@ def _open(path: Path) -> Iterator[TextIO]:
         ) from None
 
 
+def columns(path: str | Path) -> list[str]:
+    """The names in a CSV file's first row."""
+    with _open(Path(path)) as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
+
+
 def _header(path: Path) -> list[str]:
-    with _open(path) as file:
-        header = [name.strip() for name in next(csv.reader(file), [])]
+    header = columns(path)
     if TIME_COLUMN not in header:
         found = ", ".join(header[:6]) or "nothing"
         raise TraceError(
@@ -220,3 +225,43 @@ def _check(path: Path, column: str, time_s: NDArray[np.float64], rates: NDArray[
     )
     refuse(~np.isfinite(rates), "{column} is {rate}; write the rate, or cut the trace there.")
     refuse(rates < 0, "{column} is {rate:g}; a rate cannot be negative: mend the value.")
+
+
+LONGEST_REPAIR_SHARE = 0.05
+"""Share of a recorded history that may be missing: it is filled in a straight line, and said so."""
+
+
+def from_samples(
+    name: str, timestamp_s: NDArray[np.float64], rate_rps: NDArray[np.float64], step_s: float
+) -> tuple[Trace, int]:
+    """A trace from what a monitoring system recorded, where a scrape may be missing here and there.
+
+    Args:
+        name: where it comes from.
+        timestamp_s: `[T]` rising times; those without a sample are simply not there.
+        rate_rps: `[T]` request rates; NaN counts as not there.
+        step_s: time between two samples.
+
+    Returns:
+        The trace and how many of its samples were filled in.
+
+    Raises:
+        TraceError: a rate is negative, or too much is missing.
+    """
+    known = np.isfinite(rate_rps)
+    timestamp_s, rate_rps = timestamp_s[known], rate_rps[known]
+    if len(timestamp_s) < 2:
+        raise TraceError(
+            f"{name}: {len(timestamp_s)} samples; a trace needs at least 2: check query and range."
+        )
+    if (rate_rps < 0).any():
+        raise TraceError(f"{name}: {rate_rps.min():g} is no request rate; ask for rate(…) of a counter.")
+    count = round((timestamp_s[-1] - timestamp_s[0]) / step_s) + 1
+    missing = count - len(timestamp_s)
+    if missing > LONGEST_REPAIR_SHARE * count:
+        raise TraceError(
+            f"{name}: {missing} of {count} samples are missing, more than {LONGEST_REPAIR_SHARE:.0%}; choose a range "
+            "without the outage."
+        )
+    times = step_s * np.arange(count)
+    return Trace(name, times, np.interp(times, timestamp_s - timestamp_s[0], rate_rps)), missing

@@ -20,6 +20,7 @@ from understudy_operator.cli import show, switches
 from understudy_operator.cli.cluster import Cluster, ClusterError, policies_path
 from understudy_operator.cli.show import Output
 from understudy_operator.ledger import read_latest
+from understudy_simulator import cli as judge
 
 OPERATOR_NAMESPACE = "understudy-system"
 OPERATOR_SERVICE = "understudy-operator:8080"
@@ -268,6 +269,16 @@ def _explain_from_status(
         show.last_decision(row)
     else:
         show.data(row["lastDecision"], output)
+
+
+def _read_range(url: str, promql: str, duration_s: float, step_s: float) -> tuple[Any, Any]:
+    # Imported on use: it brings the whole HTTP client, and `understudy status` shall answer at once.
+    from understudy_operator.telemetry.ranges import read_range
+
+    return read_range(url, promql, duration_s, step_s)
+
+
+judge.register(app, _read_range)
 
 
 def main() -> None:

@@ -1,0 +1,367 @@
+"""The judge is fair, says the same twice, picks up where it stopped, and claims no more than its figures hold."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from small_contest import SMALL, cells, constant_actor, wave
+from understudy_policy import actions
+from understudy_simulator.judge import bench, report, show, summary
+from understudy_simulator.judge.contest import CellResult, hold
+from understudy_simulator.judge.entrants import HPA, KEDA, PREFERENCES, ROW, STATIC, STOCK, SWEPT, rules
+from understudy_simulator.judge.summary import Contest, document
+from understudy_simulator.judge.world import FIGURES
+from understudy_simulator.protocol import TICK_S, draw
+
+CHOSEN_ROW = 15
+COST, VIOLATION, ADJUSTED, ACTIONS = (
+    FIGURES.index(name) for name in ("cost", "violation", "adjusted", "actions_per_hour")
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1300,6000",
+)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return constant_actor(tmp_path_factory.mktemp("policies") / "constant.onnx", CHOSEN_ROW)
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Two services, one of them slow to start, and a second family that is calm."""
+    both = replace(SMALL, profiles=("web", "llm"))
+    return [*cells(both), *cells(SMALL, wave(depth=0.2), "calm")]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def contest(judged, policy, out):
+    return Contest.of(judged, bench.run(judged, [policy], out, workers=1))
+
+
+@pytest.fixture(scope="module")
+def figures(contest):
+    return document(contest, {"quick": False, "seeds": 2, "left_out": {}})
+
+
+def rows(result, name):
+    return np.flatnonzero(np.array(result.entrants) == name)
+
+
+def test_nobody_is_below_the_clairvoyant_bound(contest):
+    for result in contest.results:
+        assert np.all(result.bound[None, :] <= result.future[ADJUSTED])
+        assert np.all(result.bound > 0.5)
+
+
+def test_the_table_holds_every_contestant_with_clairvoyant_last(contest):
+    assert contest.contestants == [
+        "hpa-stock", "hpa-past", "hpa-hindsight", "keda-past", "keda-hindsight", "knative-past", "seasonal-past",
+        "rule-past", "rule-hindsight", "static", "zero-shot", "auditioned", "clairvoyant",
+    ]  # fmt: skip
+
+
+def test_hindsight_is_never_dearer_than_foresight(contest):
+    for table in contest.tables:
+        adjusted = {name: standing.figures[ADJUSTED].mean() for name, standing in table.items()}
+        for rule in ("hpa", "keda", "rule"):
+            assert adjusted[f"{rule}-hindsight"] <= adjusted[f"{rule}-past"]
+        assert adjusted["rule-hindsight"] <= min(adjusted["hpa-hindsight"], adjusted["keda-hindsight"])
+
+
+def test_who_is_chosen_on_the_past_is_the_best_of_the_past(contest):
+    for result, table in zip(contest.results, contest.tables, strict=True):
+        past = result.past[ADJUSTED].mean(axis=1)
+        for name, entrants in (
+            ("hpa-past", [HPA]), ("keda-past", [KEDA]), ("rule-past", SWEPT), ("zero-shot", ["constant"]),
+            ("auditioned", [*SWEPT, "constant"]),
+        ):  # fmt: skip
+            among = np.isin(result.entrants, entrants)
+            assert past[table[name].configuration] == past[among].min()
+
+
+def test_a_fixed_number_of_pods_costs_just_that(contest):
+    for cell, result in zip(contest.cells, contest.results, strict=True):
+        (k,) = rows(result, STATIC)
+        replicas = result.replicas[:, k]
+        assert len(set(replicas.tolist())) == 1
+        arrivals = draw(cell).arrivals[:, cell.past_ticks :].sum(axis=(1, 2))
+        pod_seconds = replicas[0] * TICK_S * len(replicas)
+        started = 5.0 * max(cell.start_replicas(cell.past_ticks) - replicas[0], 0)  # termination lag
+        expected = (pod_seconds + started) * cell.service.capacity_rps / arrivals
+        np.testing.assert_allclose(result.future[COST, k], expected, rtol=1e-4)
+
+
+def test_adjusted_is_cost_plus_ten_times_what_is_missed_beyond_the_budget(contest):
+    for result in contest.results:
+        missed = np.maximum(result.future[VIOLATION] - 0.01, 0)
+        np.testing.assert_allclose(result.future[ADJUSTED], result.future[COST] + 10 * missed)
+        assert np.all((result.future[VIOLATION] >= 0) & (result.future[VIOLATION] <= 1))
+        assert np.all(result.future[COST] > 0)
+
+
+def test_latency_quantiles_and_shares_of_time_are_what_their_names_say(contest):
+    values = {name: np.stack([r.future[k] for r in contest.results]) for k, name in enumerate(FIGURES)}
+    assert np.all(values["latency_p50_s"] <= values["latency_p95_s"])
+    assert np.all(values["latency_p95_s"] <= values["latency_p99_s"])
+    assert np.all(values["tau_under"] + values["tau_over"] <= 1 + 1e-9)
+    assert np.all((values["instability"] >= 0) & (values["instability"] <= 1))
+    assert np.all(values["reversals_per_hour"] <= values["actions_per_hour"])
+
+
+def test_a_policy_that_always_names_a_row_fares_as_that_row_does(contest):
+    for result in contest.results:
+        (row,) = rows(result, ROW)[[CHOSEN_ROW]]
+        own = rows(result, "constant")
+        assert len(own) == len(PREFERENCES)
+        for k in own:
+            np.testing.assert_allclose(result.future[COST, k], result.future[COST, row], rtol=1e-3)
+            np.testing.assert_allclose(result.future[ADJUSTED, k], result.future[ADJUSTED, row], rtol=0.01)
+
+
+def test_a_cell_fares_the_same_alone_and_in_company(judged, contest):
+    alone = hold([judged[1]], rules())[0]
+    together = contest.results[1]
+    own = np.array(together.entrants) != "constant"
+    np.testing.assert_array_equal(alone.future, together.future[:, own])
+    np.testing.assert_array_equal(alone.past, together.past[:, own])
+    np.testing.assert_array_equal(alone.bound, together.bound)
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing(judged, tmp_path, contest, policy):
+    two = bench.run(judged[:2], [policy], tmp_path, workers=2)
+    for one, other in zip(contest.results, two, strict=False):
+        np.testing.assert_array_equal(one.future, other.future)
+        np.testing.assert_array_equal(one.replicas, other.replicas)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_judges_only_what_is_missing(judged, policy, out, contest, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    kept, gone, broken = (tmp_path / f"{cell.key}.npz" for cell in judged)
+    gone.unlink()
+    broken.write_bytes(broken.read_bytes()[:1000])
+    written, shares = kept.stat().st_mtime_ns, []
+    results = bench.run(judged, [policy], tmp_path, workers=1, progress=shares.append)
+    assert kept.stat().st_mtime_ns == written
+    assert shares[0] == pytest.approx(1 / 3)
+    assert shares[-1] == pytest.approx(1.0)
+    for before, after in zip(contest.results, results, strict=True):
+        np.testing.assert_array_equal(before.future, after.future)
+
+
+def test_results_of_other_inputs_are_not_taken_for_these(judged, policy, out, contest):
+    everybody = bench.entrants([policy])
+    own = bench.mark(judged[0], everybody, [policy])
+    assert own == bench.mark(judged[0], everybody, [policy])
+    assert own != bench.mark(replace(judged[0], seeds=3), everybody, [policy])
+    assert own != bench.mark(judged[0], rules(), [])
+
+
+def test_two_files_of_one_name_are_refused(policy, tmp_path):
+    other = constant_actor(tmp_path / "constant.onnx", 3)
+    with pytest.raises(ValueError, match="'constant'"):
+        bench.entrants([policy, other])
+    with pytest.raises(ValueError, match="'hpa'"):
+        bench.entrants([constant_actor(tmp_path / "hpa.onnx", 3)])
+
+
+def test_several_policies_are_told_apart(judged, policy, tmp_path):
+    other = constant_actor(tmp_path / "generous.onnx", 0)
+    short = replace(judged[0], ticks=120, past_ticks=72)
+    everybody = [e for e in bench.entrants([policy, other]) if e.name not in ("knative", "seasonal")]
+    result = hold([short], everybody)[0]
+    assert {"constant", "generous"} <= set(result.entrants)
+    costs = {name: result.future[COST][rows(result, name)].mean() for name in ("constant", "generous")}
+    assert costs["generous"] > costs["constant"]
+
+
+def invented(rule, own, stock=2.0, bound=1.0, seeds=4):
+    """A result in which each entrant has one configuration and a given adjusted cost."""
+    names = (STOCK, HPA, KEDA, "knative", "seasonal", ROW, STATIC, "mine")
+    adjusted = np.array([stock, rule + 0.2, rule + 0.1, 3.0, 3.0, rule, 4.0, own])[:, None].repeat(seeds, 1)
+    values = np.zeros((len(FIGURES), len(names), seeds))
+    values[ADJUSTED], values[COST], values[VIOLATION], values[ACTIONS] = adjusted, adjusted, 0.005, 6.0
+    ticks = 8
+    return CellResult(
+        entrants=names,
+        labels=names,
+        past=values.copy(),
+        future=values,
+        bound=np.full(seeds, bound),
+        replicas=np.ones((ticks, len(names)), np.int16),
+        demand_pods=np.ones(ticks),
+        needed=np.ones(ticks, np.int64),
+    )
+
+
+def invented_contest(*pairs):
+    return Contest.of(cells(replace(SMALL, pods=tuple(range(2, 2 + len(pairs)))))[: len(pairs)],
+                      [invented(*pair) for pair in pairs])  # fmt: skip
+
+
+def test_headlines_are_those_worked_out_by_hand():
+    found = document(invented_contest((1.6, 1.2), (1.25, 1.25)), {})["headlines"]["zero-shot"]
+    over = found["adjusted_over_rule_past"]
+    assert over["geomean"] == pytest.approx(np.sqrt(1.2 / 1.6))
+    assert over["worst"] == pytest.approx(1.0)
+    assert over["low"] == pytest.approx(0.75)
+    assert over["high"] == pytest.approx(1.0)
+    assert found["adjusted_over_hpa_past"]["worst"] == pytest.approx(1.25 / 1.45)
+    assert found["gap_closed"]["share"] == pytest.approx(np.log(1.6 / 1.2) / np.log(1.6 * 1.25))
+    assert found["better_than_rule_hindsight_share"] == 0.5
+    assert found["cost_at_equal_slo"] == {"geomean": pytest.approx(np.sqrt(0.75)), "cells": 2, "of": 2}
+    assert found["violation_over_rule_past_worst"] == 1.0
+    assert found["actions_over_rule_past"] == 1.0
+
+
+def test_the_audition_keeps_the_rule_where_the_policy_was_worse_on_the_past():
+    worse, better = invented_contest((1.2, 1.5), (1.6, 1.3)).tables
+    assert worse["auditioned"].label == ROW
+    assert better["auditioned"].label == "mine"
+
+
+def test_the_rule_closes_none_of_the_gap_and_the_bound_all_of_it(figures):
+    assert figures["headlines"]["rule-past"]["gap_closed"]["share"] == 0
+    assert figures["headlines"]["clairvoyant"]["gap_closed"]["share"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [((1.2, 1.1, 1.3), "cheaper"), ((1.9, 1.8, 1.95), "dearer"), ((1.3, 1.9, 1.5), "cannot be told")],
+)
+def test_a_win_is_claimed_only_where_the_interval_excludes_one(own, says):
+    told = document(invented_contest(*((1.5, each) for each in own)), {})
+    assert says in show.verdict(told, "zero-shot")
+
+
+def test_more_scatter_means_a_wider_interval():
+    calm, wild = invented_contest((1.5, 1.2), (1.5, 1.25)), invented_contest((1.5, 1.0), (1.5, 1.9))
+
+    def width(contest):
+        told = contest.ratio("zero-shot", "rule-past")
+        return told["high"] - told["low"]
+
+    assert 0 < width(calm) < width(wild)
+    assert calm.ratio("zero-shot", "rule-past") == calm.ratio("zero-shot", "rule-past")
+
+
+def test_the_document_has_the_shape_that_programs_expect(figures, contest):
+    told = json.loads(json.dumps(figures, allow_nan=False))
+    assert told["protocol"] == "understudy-judge/1"
+    assert len(told["cells"]) == len(contest.cells) * len(contest.contestants)
+    needed = {"trace", "segment", "profile", "pods", "startup_s", "contestant", "cost", "violation", "adjusted",
+              "actions_per_hour"}  # fmt: skip
+    assert all(needed <= set(row) for row in told["cells"])
+    assert set(told["families"]) == {"wave", "calm"}
+    for name in contest.contestants:
+        assert set(told["headlines"][name]["adjusted_over_rule_past"]) == {"geomean", "low", "high", "worst"}
+        assert {"adjusted_over_hpa_past", "adjusted_over_rule_hindsight", "gap_closed"} <= set(
+            told["headlines"][name]
+        )
+    assert {"violation_over_rule_past_worst", "actions_over_rule_past"} <= set(told["headlines"]["zero-shot"])
+    regrets = [row["regret"] for row in told["cells"]]
+    assert min(regrets) >= 0
+
+
+def test_the_pareto_sweep_of_a_policy_is_its_preferences(contest):
+    labels, cost, missed = summary.sweep(contest, "constant")
+    assert labels == [f"price {price:g}" for price in PREFERENCES]
+    assert len(cost) == len(missed) == len(PREFERENCES)
+    labels, cost, missed = summary.sweep(contest, ROW)
+    assert len(labels) == len(actions.TABLE)
+    # Among rows of one window, more head-room costs more and misses no more.
+    for window in range(0, len(labels), len(actions.UTILIZATION_LEVELS)):
+        levels = slice(window, window + len(actions.UTILIZATION_LEVELS))
+        assert np.all(np.diff(cost[levels]) < 0)
+        assert np.all(np.diff(missed[levels]) > -1e-3)
+
+
+def test_the_page_stands_alone_and_names_everybody(contest, figures):
+    page = report.render(contest, figures)
+    for name in contest.contestants:
+        assert name in page
+    assert show.verdict(figures, "zero-shot") in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_what_comes_from_outside_cannot_become_markup(contest, figures):
+    hostile = figures | {"conditions": figures["conditions"] | {"left_out": {"<script>.csv": "<b>"}}}
+    page = report.render(contest, hostile)
+    assert "<script>" not in page
+    assert "&lt;script&gt;.csv" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH to open the report with")
+def test_a_browser_shows_the_report_with_its_pictures(contest, figures, tmp_path):
+    page, probe, picture = (tmp_path / name for name in ("report.html", "probe.html", "report.png"))
+    text = report.render(contest, figures)
+    page.write_text(text)
+    count = (
+        "<script>document.title = [...document.images].filter(i => i.naturalWidth > 600).length"
+        " + ' of ' + document.images.length + ' pictures'</script>"
+    )
+    probe.write_text(text.replace("</body>", f"{count}</body>"))
+
+    def browse(*arguments):
+        profile = f"--user-data-dir={tmp_path / 'profile'}"
+        return subprocess.run(
+            [CHROMIUM, *FLAGS, profile, *arguments], check=True, capture_output=True, timeout=60, text=True
+        ).stdout
+
+    assert "<title>4 of 4 pictures</title>" in browse("--dump-dom", probe.as_uri())
+    browse(f"--screenshot={picture}", page.as_uri())
+    assert picture.stat().st_size > 100_000  # a blank page of this size has some 20 kB
+
+
+def test_the_tables_for_the_documentation_name_every_family_and_contestant(contest, figures):
+    text = report.markdown(figures)
+    for name in contest.contestants:
+        assert f"| `{name}` |" in text
+    assert "| calm |" in text
+    assert "3 cells with 2 seeds" in text
+
+
+def test_tables_replace_what_lay_between_the_marks_of_a_page(tmp_path):
+    page = tmp_path / "judge.md"
+    report.insert(page, "first")
+    page.write_text(f"# Before\n{page.read_text()}After\n")
+    report.insert(page, "second")
+    told = page.read_text()
+    assert "first" not in told
+    assert told.startswith("# Before\n")
+    assert "second" in told
+    assert told.endswith("After\n")
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="judge: begin"):
+        report.insert(page, "third")
+    assert page.read_text() == "no marks"
+
+
+def test_a_terminal_is_told_a_line_per_contestant_and_family(contest, figures, capsys):
+    show.table(figures)
+    told = capsys.readouterr().out
+    for name in (*contest.contestants, "wave", "calm"):
+        assert name in told
+    assert told.index("clairvoyant") > told.index("auditioned")

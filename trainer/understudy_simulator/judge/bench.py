@@ -1,0 +1,164 @@
+"""Cells spread over the cores, one result file per cell, so that hours of judging survive an interruption."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import understudy_policy
+import understudy_simulator
+from understudy_simulator.judge import entrants as taking_part
+from understudy_simulator.judge.contest import CellResult, Entrant, hold
+from understudy_simulator.protocol import Cell
+
+ROWS_AT_ONCE = 8192
+"""Rows of a batch: enough to hide Python's overhead, few enough to lose only minutes to an interruption."""
+
+Report = Callable[[float], None]
+
+
+def entrants(policies: Sequence[Path]) -> list[Entrant]:
+    """All rules, then the policies.
+
+    Raises:
+        ValueError: two policies have the same name.
+        ArtifactError: a policy failed verification.
+    """
+    everybody = [*taking_part.rules(), *(taking_part.policy(path) for path in policies)]
+    names = [entrant.name for entrant in everybody]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"--policy: {twice[0]!r} is taken twice or a rule's name; rename one of the files.")
+    return everybody
+
+
+def run(
+    cells: Sequence[Cell],
+    policies: Sequence[Path],
+    out: Path,
+    workers: int | None = None,
+    progress: Report = lambda share: None,
+) -> list[CellResult]:
+    """Judge cells, or take what `out` holds of them from an earlier run with the same inputs.
+
+    Args:
+        cells: what is judged.
+        policies: ONNX files.
+        out: folder for one result file per cell; made if it is missing.
+        workers: processes; by default one per core.
+        progress: is told the share of the work that is done.
+
+    Returns:
+        One result per cell, in order: the same numbers whatever `workers` is.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    everybody = entrants(policies)
+    marks = [mark(cell, everybody, policies) for cell in cells]
+    files = [out / f"{cell.key}.npz" for cell in cells]
+    missing = [k for k, (file, own) in enumerate(zip(files, marks, strict=True)) if not _holds(file, own)]
+    rows = sum(len(entrant.labels) for entrant in everybody)
+    workers = workers or len(os.sched_getaffinity(0))
+    batches = list(_batches(cells, missing, rows, workers))
+    total = sum(cells[k].ticks for k in range(len(cells)))
+    done = total - sum(cells[k].ticks for k in missing)
+    progress(done / total)
+    # Spawned, because a fork would take over threads of ONNX runtime and of the caller in the middle of their work.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_stop_when_interrupted) as pool:
+        waiting = {
+            pool.submit(
+                _judge, [cells[k] for k in batch], policies, [(files[k], marks[k]) for k in batch]
+            ): batch
+            for batch in batches
+        }
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                done += sum(cells[k].ticks for k in waiting[future])
+                progress(done / total)
+        finally:
+            # After a failure the hours of work that wait behind it are not begun.
+            pool.shutdown(cancel_futures=True)
+    return [read(file) for file in files]
+
+
+def mark(cell: Cell, everybody: Sequence[Entrant], policies: Sequence[Path]) -> str:
+    """Names everything that a cell's result depends on, so that a stale file is never taken for a fresh one."""
+    labels = [(entrant.name, entrant.labels) for entrant in everybody]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in policies]
+    return hashlib.sha256(repr([cell.fingerprint(), labels, digests, _program()]).encode()).hexdigest()
+
+
+@functools.cache
+def _program() -> str:
+    """Digest of all code that a result may depend on: an upgrade in the middle of a run is a new run."""
+    digest = hashlib.sha256()
+    for package in (understudy_policy, understudy_simulator):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _batches(cells: Sequence[Cell], missing: Sequence[int], rows: int, workers: int) -> Iterator[list[int]]:
+    """Cells that run in one pass: of equal length, about `ROWS_AT_ONCE` rows, and enough batches for all workers."""
+
+    def shape(k: int) -> tuple[int, int, int]:
+        return cells[k].ticks, cells[k].past_ticks, cells[k].seeds
+
+    for (_, _, seeds), alike in groupby(sorted(missing, key=shape, reverse=True), key=shape):
+        own = list(alike)
+        most = max(1, min(ROWS_AT_ONCE // (rows * seeds), -(-len(own) // workers)))
+        count = -(-len(own) // most)
+        for k in range(count):
+            yield own[k::count]
+
+
+def _stop_when_interrupted() -> None:
+    """A worker ends at once at Ctrl-C; as an exception it would only end the batch at hand."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _judge(cells: Sequence[Cell], policies: Sequence[Path], targets: Sequence[tuple[Path, str]]) -> None:
+    """What a worker does."""
+    results = hold(cells, entrants(policies))
+    for result, (file, own) in zip(results, targets, strict=True):
+        write(result, file, own)
+
+
+def write(result: CellResult, file: Path, own: str) -> None:
+    """Store a result; the file appears whole or not at all."""
+    arrays: dict[str, Any] = {field.name: getattr(result, field.name) for field in fields(CellResult)}
+    texts = {"mark": own, "entrants": arrays.pop("entrants"), "labels": arrays.pop("labels")}
+    scratch = file.with_suffix(f".{os.getpid()}.tmp")
+    with scratch.open("wb") as stream:
+        np.savez_compressed(stream, texts=np.array(json.dumps(texts)), **arrays)
+    scratch.replace(file)
+
+
+def read(file: Path) -> CellResult:
+    """A stored result."""
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    texts = json.loads(str(arrays.pop("texts")))
+    return CellResult(entrants=tuple(texts["entrants"]), labels=tuple(texts["labels"]), **arrays)
+
+
+def _holds(file: Path, own: str) -> bool:
+    try:
+        with np.load(file) as stored:
+            return bool(json.loads(str(stored["texts"]))["mark"] == own)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return False  # not there, or of another program: it is judged anew and replaced

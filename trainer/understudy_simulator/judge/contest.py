@@ -1,0 +1,234 @@
+"""One batch of cells, held in one pass: every configuration of everybody on every seed, past first.
+
+The past is run by everyone with the same start, then the future with the same start again; memories (rings,
+yesterday, the actor's history) carry on across the cut, as they would in a cluster. Who is chosen on the past
+is decided later, from the figures: nothing here looks at a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy_policy.references.rule import RuleSignals
+from understudy_policy.rows import take
+from understudy_simulator.clairvoyant import Bound, bound
+from understudy_simulator.judge.world import Floats, Ints, Luck, World
+from understudy_simulator.protocol import STARTUP_SIGMA, TICK_S, Cell, draw
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a configuration may know of the row that it is placed in; every field is `[N]`.
+
+    Attributes:
+        capacity_rps: requests per second of one pod.
+        service_s: mean service time.
+        latency_threshold_s: of the objective.
+        min_replicas, max_replicas: int64.
+        static_replicas: int64, the 95th percentile of the past's demand in pods.
+    """
+
+    capacity_rps: Floats
+    service_s: Floats
+    latency_threshold_s: Floats
+    min_replicas: Ints
+    max_replicas: Ints
+    static_replicas: Ints
+
+
+class Player(Protocol):
+    """Decides for a block of rows, tick after tick."""
+
+    def decide(self, values: Floats, seen: RuleSignals, now_s: float) -> Ints:
+        """Replicas to have from now on, int64 `[N]`, from all signals `[N, S]` or those of the rules."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A rule or a policy with all configurations that it is calibrated over.
+
+    Attributes:
+        name: `hpa`, `keda`, `row`, …; of a policy, its file's name.
+        labels: one per configuration, for people.
+        play: makes the player of N rows, given the configuration of each (int64 `[N]`) and where it is placed.
+        policy: whether this is a learned policy.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    play: Callable[[Ints, Where], Player]
+    policy: bool = False
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Everything that is known of a cell afterwards.
+
+    Attributes:
+        entrants: name of the entrant of every configuration, C of them.
+        labels: what it is.
+        past, future: `[len(FIGURES), C, seeds]`.
+        bound: `[seeds]` clairvoyant adjusted cost of the future.
+        replicas: `[T, C]` int16 replicas in the future of the first seed.
+        demand_pods: `[T]` what its arrivals would fill, per minute.
+        needed: `[T]` pods that they needed.
+    """
+
+    entrants: tuple[str, ...]
+    labels: tuple[str, ...]
+    past: NDArray[np.float64]
+    future: NDArray[np.float64]
+    bound: NDArray[np.float64]
+    replicas: NDArray[np.int16]
+    demand_pods: NDArray[np.float64]
+    needed: NDArray[np.int64]
+
+
+def hold(cells: Sequence[Cell], entrants: Sequence[Entrant]) -> list[CellResult]:
+    """Run everybody on cells of equal length.
+
+    Args:
+        cells: with the same `ticks`, `past_ticks` and `seeds`.
+        entrants: who takes part.
+
+    Returns:
+        One result per cell.
+    """
+    first = cells[0]
+    if any((c.ticks, c.past_ticks, c.seeds) != (first.ticks, first.past_ticks, first.seeds) for c in cells):
+        raise ValueError("cells differ in ticks, past_ticks or seeds; hold those that agree together.")
+    chances = [draw(cell) for cell in cells]
+    future = slice(first.past_ticks, None)
+    bounds = [
+        [
+            bound(
+                cell.service,
+                chance.arrivals[seed, future],
+                chance.service[seed, future],
+                cell.startup_s,
+                STARTUP_SIGMA,
+                cell.start_replicas(first.past_ticks),
+                cell.max_replicas,
+                TICK_S,
+            )
+            for seed in range(cell.seeds)
+        ]
+        for cell, chance in zip(cells, chances, strict=True)
+    ]
+    layout = _Layout(len(cells), first.seeds, [len(e.labels) for e in entrants])
+    world = World(cells, Luck.of(chances), layout.run, _needed(bounds, first.past_ticks))
+    where = _where(cells, world.cell)
+    players = [
+        entrant.play(layout.configuration[block], take(where, block))
+        for entrant, block in zip(entrants, layout.blocks, strict=True)
+    ]
+    figures, replicas = _run(world, players, layout, first)
+    past, judged = (layout.by_cell(part) for part in figures)
+    names = tuple(entrant.name for entrant in entrants for _ in entrant.labels)
+    labels = tuple(label for entrant in entrants for label in entrant.labels)
+    return [
+        CellResult(
+            entrants=names,
+            labels=labels,
+            past=past[k],
+            future=judged[k],
+            bound=np.array([one.adjusted for one in bounds[k]]),
+            replicas=replicas[:, k],
+            demand_pods=_per_minute(chance.arrivals[0, future].sum(axis=1))
+            / (TICK_S * cell.service.capacity_rps),
+            needed=bounds[k][0].needed,
+        )
+        for k, (cell, chance) in enumerate(zip(cells, chances, strict=True))
+    ]
+
+
+class _Layout:
+    """Where each configuration of each entrant sits: entrant by entrant, then cell, configuration, seed."""
+
+    def __init__(self, cells: int, seeds: int, sizes: Sequence[int]) -> None:
+        self.blocks: list[slice] = []
+        self._shapes = [(cells, size, seeds) for size in sizes]
+        runs, configurations, start = [], [], 0
+        for shape in self._shapes:
+            cell, configuration, seed = (axis.ravel() for axis in np.indices(shape))
+            runs.append(cell * seeds + seed)
+            configurations.append(configuration)
+            self.blocks.append(slice(start, start + len(cell)))
+            start += len(cell)
+        self.run = np.concatenate(runs)
+        self.configuration = np.concatenate(configurations)
+        self.first_seed = self.run % seeds == 0
+
+    def by_cell(self, values: NDArray[Any]) -> NDArray[Any]:
+        """`[cells, ..., C, seeds]` from `[..., N]`."""
+        parts = [
+            values[..., block].reshape(*values.shape[:-1], *shape)
+            for block, shape in zip(self.blocks, self._shapes, strict=True)
+        ]
+        return np.moveaxis(np.concatenate(parts, axis=-2), -3, 0)
+
+    def of_first_seed(self, values: NDArray[Any]) -> NDArray[Any]:
+        """`[T, cells, C]` from `[T, rows of the first seed]`."""
+        parts, start = [], 0
+        for cells, size, _ in self._shapes:
+            parts.append(values[:, start : start + cells * size].reshape(-1, cells, size))
+            start += cells * size
+        return np.concatenate(parts, axis=2)
+
+
+def _run(
+    world: World,
+    players: Sequence[Player],
+    layout: _Layout,
+    cell: Cell,
+) -> tuple[list[NDArray[np.float64]], NDArray[np.int16]]:
+    """Figures of the past and of the future, `[F, N]` each, and the replicas of the first seed."""
+    figures = []
+    replicas = np.zeros((cell.ticks - cell.past_ticks, int(layout.first_seed.sum())), np.int16)
+    wanted = np.zeros(len(layout.run), np.int64)
+    for start, end in ((0, cell.past_ticks), (cell.past_ticks, cell.ticks)):
+        world.begin(start)
+        for tick in range(start, end):
+            for player, block in zip(players, layout.blocks, strict=True):
+                wanted[block] = player.decide(world.values[block], take(world.seen, block), tick * TICK_S)
+            world.step(wanted.copy())
+            if start:
+                replicas[tick - start] = np.minimum(wanted[layout.first_seed], np.iinfo(np.int16).max)
+        figures.append(world.figures())
+    return figures, layout.of_first_seed(replicas)
+
+
+def _where(cells: Sequence[Cell], cell: Ints) -> Where:
+    def column(values: Sequence[float], dtype: type = np.float64) -> NDArray[Any]:
+        return np.array(values, dtype)[cell]
+
+    past = [c.curve.timestamp_s < c.past_ticks * TICK_S for c in cells]
+    static = [
+        max(1, int(np.ceil(np.quantile(c.curve.requests_per_second[p], 0.95) / c.service.capacity_rps)))
+        for c, p in zip(cells, past, strict=True)
+    ]
+    return Where(
+        capacity_rps=column([c.service.capacity_rps for c in cells]),
+        service_s=column([c.service.service_s for c in cells]),
+        latency_threshold_s=column([c.service.latency_threshold_s for c in cells]),
+        min_replicas=np.ones(len(cell), np.int64),
+        max_replicas=column([c.max_replicas for c in cells], np.int64),
+        static_replicas=column(static, np.int64),
+    )
+
+
+def _needed(bounds: Sequence[Sequence[Bound]], past_ticks: int) -> Ints:
+    """`[T, runs]`; 1 throughout the past, which nobody asks about."""
+    needed = np.stack([one.needed for runs in bounds for one in runs], axis=1)
+    return np.concatenate([np.ones((past_ticks, needed.shape[1]), np.int64), needed])
+
+
+def _per_minute(values: Floats) -> NDArray[np.float64]:
+    """Centred mean over a minute of ticks."""
+    width = round(60.0 / TICK_S)
+    return np.convolve(values, np.full(width, 1.0 / width), mode="same")

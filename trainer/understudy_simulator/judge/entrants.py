@@ -1,0 +1,157 @@
+"""Who takes part: every rule with the configurations that a careful engineer would try, and learned policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from understudy_policy import actions, calibration, decision, signals
+from understudy_policy.artifact import Actor, load
+from understudy_policy.calibration import Choice, FixedChoice, Workload
+from understudy_policy.references.behavior import default_behavior
+from understudy_policy.references.rule import Rule, RuleSignals
+from understudy_policy.settings import POLICY_SLOTS, REFERENCE_CPU, Settings
+from understudy_policy.signals import Signal
+from understudy_simulator.judge.contest import Entrant, Player, Where
+from understudy_simulator.judge.world import Floats, Ints
+from understudy_simulator.protocol import TICK_S
+
+STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW, STATIC = (
+    "stock",
+    "hpa",
+    "keda",
+    "knative",
+    "seasonal",
+    "row",
+    "static",
+)
+SWEPT = (HPA, KEDA, KNATIVE, SEASONAL, ROW)
+"""Entrants whose configurations are what `rule-past` and `rule-hindsight` choose from."""
+
+CHOICES: dict[str, Sequence[Choice]] = {
+    STOCK: (calibration.STOCK,),
+    HPA: calibration.HPA_CHOICES,
+    KEDA: calibration.KEDA_CHOICES,
+    KNATIVE: calibration.KNATIVE_CHOICES,
+    SEASONAL: calibration.SEASONAL_CHOICES,
+    ROW: calibration.ROW_CHOICES,
+}
+
+PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Prices of a missed request that a policy may be asked for; it chooses one on the past."""
+
+SLO_TARGET = 0.99
+
+
+class _RulePlayer:
+    """A rule at the table."""
+
+    def __init__(self, rule: Rule[Any]) -> None:
+        self._rule = rule
+        self._state: Any = None
+
+    def decide(self, values: Floats, seen: RuleSignals, now_s: float) -> Ints:
+        if self._state is None:
+            self._state = self._rule.initial(seen, now_s)
+        self._state, replicas = self._rule.decide(self._state, seen, now_s)
+        decided: Ints = replicas
+        return decided
+
+
+def rules() -> list[Entrant]:
+    """All rules of the protocol."""
+    return [*(_of_choices(name, choices) for name, choices in CHOICES.items()), _static()]
+
+
+def _of_choices(name: str, choices: Sequence[Choice]) -> Entrant:
+    def play(pick: Ints, where: Where) -> Player:
+        return _RulePlayer(calibration.build([choices[k] for k in pick], _workload(where)))
+
+    return Entrant(name, tuple(choice.sentence() for choice in choices), play)
+
+
+def _static() -> Entrant:
+    def play(pick: Ints, where: Where) -> Player:
+        fixed = [FixedChoice(int(replicas)) for replicas in where.static_replicas]
+        return _RulePlayer(calibration.build(fixed, _workload(where)))
+
+    return Entrant(STATIC, ("p95 of the past's demand",), play)
+
+
+def _workload(where: Where) -> Workload:
+    return Workload(
+        capacity_rps=where.capacity_rps,
+        pod_concurrency=where.capacity_rps * where.service_s,
+        min_replicas=where.min_replicas,
+        max_replicas=where.max_replicas,
+        tick_s=TICK_S,
+    )
+
+
+def policy(path: Path) -> Entrant:
+    """A learned policy with its preferences.
+
+    Raises:
+        ArtifactError: the file failed verification.
+    """
+    actor = load(f"file://{path.resolve()}")
+
+    def play(pick: Ints, where: Where) -> Player:
+        return _PolicyPlayer(actor, np.array(PREFERENCES)[pick], where)
+
+    return Entrant(path.stem, tuple(f"price {p:g}" for p in PREFERENCES), play, policy=True)
+
+
+class _PolicyPlayer:
+    """An actor inside the operator's own decision program, at full authority and without the guards.
+
+    Without the guards, because they are the operator's and settings of people: what is judged is the policy.
+    """
+
+    def __init__(self, actor: Actor, price: Floats, where: Where) -> None:
+        self._actor = actor
+        count = len(price)
+        self._settings = Settings(
+            min_replicas=where.min_replicas,
+            max_replicas=where.max_replicas,
+            latency_threshold_s=where.latency_threshold_s,
+            slo_target=np.full(count, SLO_TARGET),
+            missed_request_price=price,
+            given_capacity_rps=where.capacity_rps,
+            reference_signal=np.full(count, REFERENCE_CPU),
+            reference_target=np.full(count, 0.7),
+            behavior=default_behavior(count, price, POLICY_SLOTS),
+            below_reference=np.ones(count),
+            above_reference=np.full(count, 10.0),
+            utilization_ceiling=np.full(count, 2.0),
+            hold_on_kill=np.zeros(count, bool),
+            stale_after_s=np.full(count, 4 * TICK_S),
+            tick_s=TICK_S,
+        )
+        self._state = decision.initial_state(count)
+        self._fresh = np.zeros((count, len(Signal)))
+        self._known = np.zeros((count, len(Signal)), np.int64)
+        self._probabilities = np.full((count, len(actions.TABLE)), np.nan)
+        self._ticks = 0
+
+    def decide(self, values: Floats, seen: RuleSignals, now_s: float) -> Ints:
+        count = len(values)
+        looked = decision.Seen(
+            samples=signals.Samples(values, self._fresh, self._known),
+            replicas=seen.replicas,
+            ready=seen.ready,
+            authority=np.ones(count),
+            override=np.full(count, -1),
+            killed=np.zeros(count, np.int64),
+            now_s=now_s,
+        )
+        self._state, observation = decision.observe(self._settings, self._state, looked)
+        if self._ticks % actions.DECISION_TICKS == 0:
+            self._probabilities = self._actor.probabilities(observation.features, observation.allowed)
+        self._ticks += 1
+        self._state, decided = decision.decide(self._settings, self._state, observation, self._probabilities)
+        proposal: Ints = decided.proposal
+        return proposal

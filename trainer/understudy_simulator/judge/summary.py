@@ -1,0 +1,268 @@
+"""From raw figures to what may be claimed: who was chosen on the past, by how much it won, and how sure that is.
+
+Every choice is made by the mean over seeds on the past (or, where the name says so, in hindsight on the future).
+Ratios are taken per cell and averaged geometrically; intervals resample cells, and seeds within them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy_simulator.judge import entrants as taking_part
+from understudy_simulator.judge.contest import CellResult
+from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, SEASONAL, STATIC, STOCK, SWEPT
+from understudy_simulator.judge.world import FIGURES
+from understudy_simulator.protocol import VERSION, Cell
+
+Floats = NDArray[np.float64]
+
+CLAIRVOYANT, AUDITIONED, RULE_PAST, RULE_HINDSIGHT = (
+    "clairvoyant",
+    "auditioned",
+    "rule-past",
+    "rule-hindsight",
+)
+HPA_STOCK, HPA_PAST = "hpa-stock", "hpa-past"
+RESAMPLES = 2000
+INTERVAL = (0.025, 0.975)
+LEAST_SHARE = 1e-3
+"""Violations are compared from a tenth of the budget on: below, their ratio is about single requests."""
+
+_COST, _VIOLATION, _ADJUSTED, _ACTIONS = (
+    FIGURES.index(name) for name in ("cost", "violation", "adjusted", "actions_per_hour")
+)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A contestant in one cell.
+
+    Attributes:
+        configuration: index of what it ran, −1 for the bound.
+        label: what that is, for people.
+        figures: `[len(FIGURES), seeds]` in the future; NaN where the bound has none.
+    """
+
+    configuration: int
+    label: str
+    figures: Floats
+
+
+def standings(result: CellResult) -> dict[str, Standing]:
+    """All contestants of a cell, by name, in the order of reports."""
+    past, future = (part[_ADJUSTED].mean(axis=1) for part in (result.past, result.future))
+    names = np.array(result.entrants)
+    swept = np.flatnonzero(np.isin(names, SWEPT))
+    own = [STOCK, *SWEPT, STATIC]
+    policies = sorted(set(result.entrants) - set(own))
+
+    def rows(name: str) -> NDArray[np.int64]:
+        return np.flatnonzero(names == name)
+
+    def best(candidates: NDArray[np.int64], by: Floats) -> int:
+        return int(candidates[np.argmin(by[candidates])])
+
+    chosen = {
+        HPA_STOCK: int(rows(STOCK)[0]),
+        HPA_PAST: best(rows(HPA), past),
+        "hpa-hindsight": best(rows(HPA), future),
+        "keda-past": best(rows(KEDA), past),
+        "keda-hindsight": best(rows(KEDA), future),
+        "knative-past": best(rows(KNATIVE), past),
+        "seasonal-past": best(rows(SEASONAL), past),
+        RULE_PAST: best(swept, past),
+        RULE_HINDSIGHT: best(swept, future),
+        STATIC: int(rows(STATIC)[0]),
+    }
+    for name in policies:
+        chosen["zero-shot" if len(policies) == 1 else f"zero-shot:{name}"] = best(rows(name), past)
+    if policies:
+        chosen[AUDITIONED] = best(np.concatenate([swept, *(rows(name) for name in policies)]), past)
+    table = {name: Standing(k, result.labels[k], result.future[:, k]) for name, k in chosen.items()}
+    bound = np.full((len(FIGURES), len(result.bound)), np.nan)
+    bound[_ADJUSTED] = result.bound
+    return table | {CLAIRVOYANT: Standing(-1, "lower bound", bound)}
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All cells together.
+
+    Attributes:
+        cells: what was judged.
+        results: their raw figures.
+        tables: their contestants.
+    """
+
+    cells: Sequence[Cell]
+    results: Sequence[CellResult]
+    tables: Sequence[dict[str, Standing]]
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell], results: Sequence[CellResult]) -> Contest:
+        """Choose the contestants."""
+        return cls(cells, results, [standings(result) for result in results])
+
+    @property
+    def contestants(self) -> list[str]:
+        """Their names, in order."""
+        return list(self.tables[0])
+
+    @property
+    def policies(self) -> list[str]:
+        """The contestants that learned, and the audition."""
+        return [name for name in self.contestants if name.startswith("zero-shot") or name == AUDITIONED]
+
+    @property
+    def families(self) -> dict[str, list[int]]:
+        """Indices of the cells of each family."""
+        found: dict[str, list[int]] = {}
+        for k, cell in enumerate(self.cells):
+            found.setdefault(cell.family, []).append(k)
+        return found
+
+    def figure(self, name: str, figure: int = _ADJUSTED) -> Floats:
+        """`[cells, seeds]` of one contestant."""
+        return np.stack([table[name].figures[figure] for table in self.tables])
+
+    def drawn(self, name: str, cells: Sequence[int] | None = None) -> Floats:
+        """Adjusted cost with cells and seeds drawn anew, `[RESAMPLES, cells]`: the same draws for everybody."""
+        index = np.arange(len(self.cells)) if cells is None else np.array(cells)
+        cell = index[np.random.default_rng(0).integers(0, len(index), (RESAMPLES, len(index)))]
+        return np.take_along_axis(self._seeds_drawn[name], cell, axis=1)
+
+    @cached_property
+    def _seeds_drawn(self) -> dict[str, Floats]:
+        """Means over seeds drawn anew of every contestant, `[RESAMPLES, cells]`."""
+        cells, seeds = self.figure(CLAIRVOYANT).shape
+        seed = np.random.default_rng(1).integers(0, seeds, (RESAMPLES, cells, seeds))
+        cell = np.arange(cells)[:, None]
+        return {name: self.figure(name)[cell, seed].mean(axis=2) for name in self.contestants}
+
+    def ratio(self, name: str, over: str, cells: Sequence[int] | None = None) -> dict[str, float]:
+        """Adjusted cost of one contestant over another's: geometric mean, interval, worst cell."""
+        index = slice(None) if cells is None else list(cells)
+        own, other = (self.figure(n)[index].mean(axis=1) for n in (name, over))
+        logs = np.log(own / other)
+        drawn = np.log(self.drawn(name, cells) / self.drawn(over, cells)).mean(axis=1)
+        low, high = np.exp(np.quantile(drawn, INTERVAL))
+        return {
+            "geomean": float(np.exp(logs.mean())),
+            "low": float(low),
+            "high": float(high),
+            "worst": float(np.exp(logs.max())),
+        }
+
+
+def headline(contest: Contest, name: str) -> dict[str, Any]:
+    """The six headlines of a contestant."""
+    own = contest.figure(name)
+    rule, hindsight, bound = (contest.figure(other) for other in (RULE_PAST, RULE_HINDSIGHT, CLAIRVOYANT))
+    answer: dict[str, Any] = {
+        f"adjusted_over_{other.replace('-', '_')}": contest.ratio(name, other)
+        for other in (RULE_PAST, HPA_PAST, RULE_HINDSIGHT, CLAIRVOYANT)
+    }
+    low, high = np.quantile(_gap(*(contest.drawn(n) for n in (name, RULE_PAST, CLAIRVOYANT))), INTERVAL)
+    share = _gap(own.mean(axis=1), rule.mean(axis=1), bound.mean(axis=1))
+    answer["gap_closed"] = {"share": float(share), "low": float(low), "high": float(high)}
+    answer["better_than_rule_hindsight_share"] = float(np.mean(own.mean(axis=1) < hindsight.mean(axis=1)))
+    if name == CLAIRVOYANT:
+        return answer
+    missed, rule_missed = (
+        np.maximum(contest.figure(n, _VIOLATION).mean(axis=1), LEAST_SHARE) for n in (name, RULE_PAST)
+    )
+    acts, rule_acts = (contest.figure(n, _ACTIONS) for n in (name, RULE_PAST))
+    answer["cost_at_equal_slo"] = _cost_at_equal_slo(contest, name)
+    answer["violation_over_rule_past_worst"] = float(np.max(missed / rule_missed))
+    answer["actions_over_rule_past"] = _over(float(acts.mean()), float(rule_acts.mean()))
+    return answer
+
+
+def _over(a: float, b: float) -> float | None:
+    return a / b if b > 0 else None
+
+
+def _gap(own: Floats, rule: Floats, bound: Floats) -> Floats:
+    """Share of the way from `rule-past` to the bound, in logarithms over all cells (the last axis)."""
+    way, gone = np.log(rule / bound).sum(axis=-1), np.log(rule / own).sum(axis=-1)
+    return np.divide(gone, way, out=np.zeros_like(gone), where=way > 0)
+
+
+def _cost_at_equal_slo(contest: Contest, name: str) -> dict[str, Any]:
+    """Cost over that of the cheapest configuration of the sweep that missed no more."""
+    ratios = []
+    for result, table in zip(contest.results, contest.tables, strict=True):
+        swept = np.flatnonzero(np.isin(result.entrants, SWEPT))
+        cost, missed = (result.future[f][swept].mean(axis=1) for f in (_COST, _VIOLATION))
+        own = table[name].figures.mean(axis=1)
+        as_good = cost[missed <= own[_VIOLATION] + 1e-12]
+        if len(as_good):
+            ratios.append(own[_COST] / as_good.min())
+    geomean = float(np.exp(np.mean(np.log(ratios)))) if ratios else None
+    return {"geomean": geomean, "cells": len(ratios), "of": len(contest.cells)}
+
+
+def document(contest: Contest, conditions: dict[str, Any]) -> dict[str, Any]:
+    """Everything as JSON, in the protocol's shape."""
+    return {
+        "protocol": VERSION,
+        "conditions": conditions,
+        "cells": [row for k in range(len(contest.cells)) for row in _rows(contest, k)],
+        "headlines": {name: headline(contest, name) for name in contest.contestants},
+        "families": {
+            family: {name: _in_family(contest, name, cells) for name in contest.contestants}
+            for family, cells in contest.families.items()
+        },
+    }
+
+
+def _in_family(contest: Contest, name: str, cells: Sequence[int]) -> dict[str, Any]:
+    """A contestant over `rule-past` in some cells, and its mean figures there."""
+    shown = (_COST, _VIOLATION, _ADJUSTED, _ACTIONS)
+    means = {FIGURES[k]: _mean(contest.figure(name, k)[list(cells)]) for k in shown}
+    return {**contest.ratio(name, RULE_PAST, cells), **means}
+
+
+def _rows(contest: Contest, k: int) -> Iterable[dict[str, Any]]:
+    cell = contest.cells[k]
+    for name, standing in contest.tables[k].items():
+        yield {
+            "trace": cell.family,
+            "segment": cell.segment,
+            "profile": cell.profile,
+            "pods": cell.pods,
+            "startup_s": cell.startup_s,
+            "dispersion": cell.dispersion,
+            "contestant": name,
+            "configuration": standing.label,
+            **{figure: _mean(standing.figures[f]) for f, figure in enumerate(FIGURES)},
+            "adjusted_by_seed": [float(value) for value in standing.figures[_ADJUSTED]],
+            "regret": _mean(standing.figures[_ADJUSTED] - contest.results[k].bound),
+        }
+
+
+def _mean(values: Floats) -> float | None:
+    """A number that JSON knows."""
+    mean = float(np.mean(values))
+    return mean if np.isfinite(mean) else None
+
+
+def sweep(contest: Contest, entrant: str) -> tuple[list[str], Floats, Floats]:
+    """Labels of an entrant's configurations, and geometric mean of cost and mean of violation over all cells."""
+    first = contest.results[0]
+    rows = [k for k, name in enumerate(first.entrants) if name == entrant]
+    cost = np.stack([result.future[_COST][rows].mean(axis=1) for result in contest.results])
+    missed = np.stack([result.future[_VIOLATION][rows].mean(axis=1) for result in contest.results])
+    return [first.labels[k] for k in rows], np.exp(np.log(cost).mean(axis=0)), missed.mean(axis=0)
+
+
+def policy_entrants(contest: Contest) -> list[str]:
+    """Names of the learned policies' files."""
+    known = {*taking_part.CHOICES, STATIC}
+    return sorted(set(contest.results[0].entrants) - known)
