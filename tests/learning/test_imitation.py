@@ -27,6 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return path, json.loads(told.read_text())
 
 
+@pytest.mark.slow
 def test_a_tiny_run_learns_well_beyond_chance(trained: tuple[Path, dict]) -> None:
     figures = trained[1]["figures"]
     assert figures["entropy_nats"] < 0.9 * np.log(A)
@@ -47,6 +48,7 @@ def test_the_loss_falls_well_below_that_of_a_network_that_prefers_nothing() -> N
     assert learned < 0.6 * uniform
 
 
+@pytest.mark.slow
 def test_what_it_exports_is_accepted_and_says_how_it_was_made(trained: tuple[Path, dict]) -> None:
     path, told = trained
     actor = artifact.load(path.as_uri(), told["sha256"])
@@ -64,6 +66,7 @@ def test_what_it_exports_is_accepted_and_says_how_it_was_made(trained: tuple[Pat
     assert str(Path(export.__file__).parents[2]).encode() not in path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     few = ["--workloads", "32", "--held-out", "16", "--ticks", "80", "--updates", "9", "--rounds", "2"]
     for name in ("one", "two"):

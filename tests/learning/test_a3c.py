@@ -1,0 +1,124 @@
+"""A3C: workers share what they should, and one worker alone is A2C."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install understudy[trainer]")
+
+import worlds  # noqa: E402
+from understudy_trainer.actor_critic import ActorCritic, NetworkConfig  # noqa: E402
+from understudy_trainer.algorithms.a2c import A2CConfig  # noqa: E402
+from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared  # noqa: E402
+from understudy_trainer.classic_control import CartPole  # noqa: E402
+from understudy_trainer.collector import RewardConfig  # noqa: E402
+from understudy_trainer.loop import RunConfig, StopRun  # noqa: E402
+from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer  # noqa: E402
+from understudy_trainer.workers import train_asynchronously  # noqa: E402
+
+OPTIONS = {"learning_rate": 3e-3, "final_learning_rate_share": 0.1, "entropy_coefficient": 0.01}
+CONFIG = TrainingConfig(
+    A3CConfig(workers=1, **OPTIONS),
+    NetworkConfig(hidden=(16,)),
+    RewardConfig(scale=0.02),
+    RunConfig(total_steps=6000, log_updates=1),
+)
+FACTORY = functools.partial(CartPole, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["rmsprop", "rmsprop_tf", "adam"])
+def test_one_worker_is_a2c_bit_for_bit(optimizer: str) -> None:
+    alone = replace(CONFIG, algorithm=A2CConfig(optimizer=optimizer, **OPTIONS))
+    trainer = make_trainer(FACTORY(environment_seed(alone)), alone)
+    trainer.run()
+    shared = replace(CONFIG, algorithm=A3CConfig(optimizer=optimizer, workers=1, **OPTIONS))
+    outcome, model = train_asynchronously(FACTORY, shared)
+    assert outcome.steps == trainer.steps
+    for name, tensor in trainer.learner.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def two_workers() -> tuple[A3C, A3C, Shared]:
+    config = A3CConfig(optimizer="rmsprop_tf")
+    models = [ActorCritic(3, 4, NetworkConfig(hidden=(8,))) for _ in range(2)]
+    shared = Shared.of(models[0], config, threading.Lock())
+    return A3C(models[0], config, shared), A3C(models[1], config, shared), shared
+
+
+def test_a_worker_uses_its_new_gradient_and_both_move_the_same_weights() -> None:
+    first, second, shared = two_workers()
+    expected, square = shared.parameters.clone(), torch.ones_like(shared.parameters)
+    for learner, size in ((first, 1.0), (second, 2.0), (first, 3.0)):
+        gradient = torch.full_like(expected, size)
+        square = 0.99 * square + 0.01 * gradient**2
+        expected = expected - 0.1 * gradient / (square + 1e-5).sqrt()
+        learner.apply(gradient, 0.1)
+    torch.testing.assert_close(shared.parameters, expected)
+    assert torch.equal(first.parameters.flat, shared.parameters)
+    # The second has not looked since its own step, and sees the other's as soon as it does.
+    assert not torch.equal(second.parameters.flat, shared.parameters)
+    second.pull()
+    assert torch.equal(second.parameters.flat, shared.parameters)
+
+
+def test_all_workers_observations_are_in_the_same_moments() -> None:
+    first, second, shared = two_workers()
+    seen = torch.randn(40, 3)
+    for learner, rows in ((first, seen[:10]), (second, seen[10:])):
+        rollout = type("Seen", (), {"observation": rows[None]})
+        learner.observe(rollout)
+    torch.testing.assert_close(shared.normalizer["mean"], seen.mean(0))
+
+
+def test_nan_in_one_worker_does_not_reach_the_others() -> None:
+    first, _, shared = two_workers()
+    before = shared.parameters.clone()
+    first.apply(torch.full_like(before, float("nan")), 0.1)
+    assert torch.equal(shared.parameters, before)
+    assert torch.equal(first.parameters.flat, before)
+
+
+def test_values_in_standard_deviations_are_refused() -> None:
+    config = A3CConfig(normalize_value=True)
+    model = ActorCritic(3, 4)
+    with pytest.raises(ValueError, match="normalize_value is True"):
+        A3C(model, config, Shared.of(model, config, threading.Lock()))
+
+
+@pytest.mark.slow
+def test_two_workers_learn_and_their_run_can_be_resumed(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG,
+        algorithm=A3CConfig(learning_rate=3e-3, workers=2),
+        run=RunConfig(total_steps=150_000, log_updates=5, checkpoint_updates=20),
+        rollout_steps=20,
+    )
+
+    def enough(_steps: int, scalars: dict[str, float]) -> None:
+        if scalars["episode_return"] >= 120:
+            raise StopRun
+
+    outcome, _ = train_asynchronously(FACTORY, config, tmp_path, listeners=(enough,))
+    assert outcome.interrupted, f"only {outcome.episode_return:.0f} after {outcome.steps} steps"
+    last = tmp_path / "checkpoints" / "last.pt"
+    # Nothing is left to do: what comes back is what was saved.
+    done = replace(config, run=replace(config.run, total_steps=outcome.steps))
+    resumed, model = train_asynchronously(FACTORY, done, resume=last)
+    assert resumed.steps >= outcome.steps
+    saved = torch.load(last, weights_only=True)["learner"]["model"]
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, saved[name]), name
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_ends_the_run_with_its_reason() -> None:
+    config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**7, log_updates=1))
+    only_the_first = functools.partial(worlds.cart_pole_for, environment_seed(CONFIG, 0))
+    with pytest.raises(RuntimeError, match="worker 1 failed: OSError: no more worlds"):
+        train_asynchronously(only_the_first, config)

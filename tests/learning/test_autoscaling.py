@@ -1,0 +1,147 @@
+"""The world that policies are trained in: paired rewards, ends of episodes, determinism, resuming, and the command."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from understudy_policy import actions, artifact
+from understudy_trainer import train
+from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
+from understudy_trainer.environment import Step
+
+SMALL = AutoscalingConfig(workloads=6, episode_ticks=8, curves=8, batches=2, lives=2)
+DECISIONS = SMALL.episode_ticks // actions.DECISION_TICKS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def lived(world: AutoscalingEnvironment, steps: int, seed: int = 7) -> list[Step]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = (
+        torch.randint(0, len(actions.TABLE), (world.num_envs,), generator=generator) for _ in range(steps)
+    )
+    return [world.step(row) for row in rows]
+
+
+def test_whoever_does_what_the_reference_does_earns_nothing() -> None:
+    world = AutoscalingEnvironment(SMALL, seed=0)
+    world.reset()
+    for _ in range(2 * DECISIONS):
+        step = world.step(world.reference_row)
+        assert torch.equal(step.reward, torch.zeros(SMALL.workloads))
+
+
+def test_the_reference_is_the_row_that_costs_least_at_the_price_of_the_life() -> None:
+    world = AutoscalingEnvironment(SMALL, seed=0)
+    batch = world.draw(0)
+    for row in REFERENCE_ROWS[:3]:
+        played = world.play(batch, lambda seen, row=row: torch.full((len(seen),), row))
+        price = played.price[:, None]
+        own = played.own.reward(price, SMALL.change_price).sum(dim=1)
+        reference = played.reference.reward(price, SMALL.change_price).sum(dim=1)
+        assert (own <= reference + 1e-5).all()
+
+
+def test_a_dearer_miss_is_answered_with_a_reference_that_misses_less() -> None:
+    missed = []
+    for price in (0.5, 30.0):
+        world = AutoscalingEnvironment(replace(SMALL, price_low=price, price_high=price), seed=0)
+        played = world.play(world.draw(0), lambda seen: torch.zeros(len(seen), dtype=torch.int64))
+        missed.append(float(played.reference.missed.sum()))
+    assert missed[1] <= missed[0]
+
+
+def test_episodes_are_truncated_together_and_show_what_was_seen_last() -> None:
+    world = AutoscalingEnvironment(SMALL, seed=0)
+    first = world.reset().observation
+    steps = lived(world, DECISIONS + 1)
+    for step in steps[: DECISIONS - 1]:
+        assert step.final_observation is None
+        assert not step.truncated.any()
+    end = steps[DECISIONS - 1]
+    assert end.truncated.all()
+    assert not end.terminated.any()
+    assert end.final_observation is not None
+    assert torch.isfinite(end.final_observation).all()
+    assert not torch.equal(end.final_observation, end.view.observation)
+    assert not torch.equal(first, end.view.observation), "another batch has begun"
+    assert not steps[DECISIONS].truncated.any()
+
+
+def test_the_same_seed_gives_the_same_life_and_another_seed_another() -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        world = AutoscalingEnvironment(SMALL, seed)
+        first = world.reset().observation
+        runs.append(
+            [first, *(part for step in lived(world, 3) for part in (step.reward, step.view.observation))]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize("before", [1, DECISIONS + 1])
+def test_a_world_resumes_exactly(before: int) -> None:
+    world = AutoscalingEnvironment(SMALL, seed=1)
+    world.reset()
+    lived(world, before)
+    saved = world.state_dict()
+    wanted = lived(world, DECISIONS + 1, seed=8)
+    other = AutoscalingEnvironment(SMALL, seed=1)
+    other.load_state_dict(saved)
+    for mine, theirs in zip(lived(other, DECISIONS + 1, seed=8), wanted, strict=True):
+        assert torch.equal(mine.reward, theirs.reward)
+        assert torch.equal(mine.view.observation, theirs.view.observation)
+
+
+def test_prices_are_drawn_anew_in_every_life_and_told_to_the_actor() -> None:
+    from understudy_policy.features import SCHEMA
+
+    column = [name for name, _ in SCHEMA].index("log_price")
+    world = AutoscalingEnvironment(replace(SMALL, batches=1), seed=2)
+    first = world.reset().observation
+    second = world.reset().observation
+    assert not torch.equal(first[:, column], second[:, column])
+    others = [k for k in range(first.shape[1]) if k != column]
+    assert torch.equal(first[:, others], second[:, others]), "the services are the same"
+
+
+def test_unknown_and_refused_options_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("world: {workloads: 32}\n")
+    options = train.read_options(file, ["ppo.epochs=3"])
+    assert (options.world.workloads, options.ppo.epochs, options.ppo.gamma) == (32, 3, 0.97)
+    with pytest.raises(train.OptionsError, match=r"world\.workload is no option.*workloads"):
+        train.read_options(None, ["world.workload=3"])
+    with pytest.raises(train.OptionsError, match=r"world\.episode_ticks is 0: .*greater than or equal to 4"):
+        train.read_options(None, ["world.episode_ticks=0"])
+
+
+def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> None:
+    options = train.read_options(
+        None,
+        [
+            "world={workloads: 520, episode_ticks: 8, curves: 8, batches: 1, compiled: false}",
+            "run={total_steps: 6240, evaluate_updates: 1, log_updates: 1}",
+            "rollout_steps=4",
+            "network.hidden=[16]",
+        ],
+    )
+    path = train.train(options, tmp_path, "short", resume=False, console=Console(quiet=True))
+    actor = artifact.load(path.as_uri())
+    assert actor.manifest.lineage["parity"]["observations"] >= 1000
+    assert actor.manifest.lineage["parity"]["max_abs_error"] <= 1e-5
+    assert actor.manifest.lineage["options"]["network"]["hidden"] == [16]
+    assert set(actor.manifest.lineage["held_out"]) >= {"cost_ratio", "missed_ratio", "changes_ratio"}
+    golden = np.array(actor.manifest.golden_features, np.float32)
+    probabilities = actor.probabilities(golden, np.array(actor.manifest.golden_mask, bool))
+    assert np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
