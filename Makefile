@@ -42,7 +42,7 @@ control-plane: .venv/.ready  ## build etcd, kube-apiserver, kube-controller-mana
 	$(DEV)/python -m understudy_demo.controlplane.binaries
 
 test: lint types contracts manifests-check control-plane  ## everything that must hold before a commit lands
-	$(DEV)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(DEV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 quick: .venv/.ready  ## the inner loop, under three minutes
 	$(DEV)/python -m pytest -n 2 -m "not slow and not cluster" $(PYTEST_ARGS)

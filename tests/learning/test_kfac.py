@@ -54,7 +54,7 @@ def test_for_one_observation_the_factors_converge_to_the_exact_fisher_matrix(sha
     scores = []
     for action in range(4):
         score = flat.gradient(actor_critic.log_prob(logits, torch.tensor([action])).sum(), keep_graph=True)
-        scores.append((float(torch.softmax(logits, 1)[0, action]), score))
+        scores.append((float(torch.softmax(logits, 1)[0, action].detach()), score))
     scores.append((1.0, flat.gradient(value.sum())))  # variance one: E[noise²] = 1
     for weight, score in scores:
         for i, part in enumerate(parts(kfac, score)):

@@ -371,3 +371,22 @@ def test_a_cluster_that_is_not_there_is_one_line_and_exit_code_1(tmp_path):
     result = run("status", "--kubeconfig", str(path), code=1)
     assert result.stderr.startswith("error: the API server at http://127.0.0.1:1 cannot be reached")
     assert "kubeconfig cannot be used" in run("status", "--kubeconfig", str(tmp_path / "none"), code=1).stderr
+
+
+def test_learning_is_a_command_where_the_trainer_is_installed(monkeypatch):
+    class Entry:
+        def __init__(self, load):
+            self.load = load
+
+    told = []
+    monkeypatch.setattr(main, "entry_points", lambda **_: [Entry(lambda: lambda seed: told.append(seed))])
+    assert CliRunner().invoke(main.app, ["train", "7"]).exit_code == 0
+    assert told == ["7"]
+
+    def lacking():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(main, "entry_points", lambda **_: [Entry(lacking)])
+    result = CliRunner().invoke(main.app, ["train", "7"])
+    assert result.exit_code == 1
+    assert "the trainer lacks torch: pip install 'understudy[trainer]'" in result.stderr

@@ -10,6 +10,7 @@ import json
 import urllib.request
 from enum import StrEnum
 from http import HTTPStatus
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -279,6 +280,23 @@ def _read_range(url: str, promql: str, duration_s: float, step_s: float) -> tupl
 
 
 judge.register(app, _read_range)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def train(context: typer.Context) -> None:
+    """Learn a policy, where the trainer is installed; `understudy train --help` lists the options."""
+    # By its entry point: the operator's room knows no torch, and is installed without it.
+    (trainer,) = entry_points(group="understudy.commands", name="train")
+    try:
+        command = trainer.load()
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: the trainer lacks {error.name}: pip install 'understudy[trainer]'", err=True)
+        raise typer.Exit(1) from error
+    program = typer.Typer(add_completion=False)
+    program.command()(command)
+    program(context.args, prog_name="understudy train")
 
 
 def main() -> None:
