@@ -117,6 +117,15 @@ def test_two_workers_learn_and_their_run_can_be_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_worker_that_is_killed_ends_the_run_long_before_its_end() -> None:
+    config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1))
+    only_the_first = functools.partial(worlds.killed_unless, environment_seed(CONFIG, 0))
+    with pytest.raises(RuntimeError, match="a worker ended with exit code 3"):
+        train_asynchronously(only_the_first, config)
+
+
+@pytest.mark.slow
 def test_a_worker_that_fails_ends_the_run_with_its_reason() -> None:
     config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**7, log_updates=1))
     only_the_first = functools.partial(worlds.cart_pole_for, environment_seed(CONFIG, 0))

@@ -73,6 +73,19 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(config: TrainingCo
     assert list(second.returns) == list(whole.returns)
 
 
+def test_a_run_that_was_stopped_before_its_first_update_does_not_warm_up_again(tmp_path: Path) -> None:
+    whole = trainer(CONFIGS["a2c"], updates=3)
+    whole.run()
+    first = trainer(CONFIGS["a2c"], tmp_path, updates=3)
+    first.warm_up()
+    first.save()
+    second = trainer(CONFIGS["a2c"], updates=3)
+    second.resume(tmp_path / "checkpoints" / "last.pt")
+    second.run()
+    assert (second.steps, second.updates) == (whole.steps, whole.updates)
+    assert torch.equal(weights(second), weights(whole))
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(config: TrainingConfig) -> None:
     runs = [trainer(replace(config, seed=seed), updates=5) for seed in (7, 7, 8)]
@@ -190,16 +203,34 @@ def test_the_best_is_what_the_evaluation_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "does not exist"), (b"nonsense", "cannot be read"), ({"format_version": 99}, "has format 99")],
+    [
+        (None, "does not exist"),
+        (b"nonsense", "cannot be read"),
+        ([1.0, 2.0], "has format None"),
+        ({"format_version": 99}, "has format 99"),
+    ],
 )
 def test_a_checkpoint_that_is_none_is_refused_in_a_sentence(content, said: str, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, list):
+        torch.save(content, path)
     elif content:
         save(path, content)
     with pytest.raises(CheckpointError, match=said):
         trainer(CONFIGS["a2c"]).resume(path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [replace(CONFIGS["a2c"], network=replace(NETWORK, hidden=(16,))), CONFIGS["acktr"]],
+    ids=["network", "algorithm"],
+)
+def test_a_checkpoint_of_another_run_is_refused_in_a_sentence(other: TrainingConfig, tmp_path: Path) -> None:
+    trainer(CONFIGS["a2c"], tmp_path, updates=1).run()
+    with pytest.raises(CheckpointError, match="of another network or algorithm"):
+        trainer(other).resume(tmp_path / "checkpoints" / "last.pt")
 
 
 def test_tensorboard_finds_the_scalars(tmp_path: Path) -> None:

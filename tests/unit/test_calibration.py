@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import yaml
@@ -149,7 +151,7 @@ def test_an_hpa_says_what_was_judged():
 def test_a_scaled_object_aims_at_the_share_of_a_pods_capacity():
     spec = manifest(KedaChoice(70, 300))["spec"]
     (trigger,) = spec["triggers"]
-    assert trigger["metadata"]["threshold"] == "17.500"
+    assert trigger["metadata"]["threshold"] == "17.5"
     assert trigger["metadata"]["query"] == RATE.query
     assert trigger["metadata"]["ignoreNullValues"] == "false", "an empty answer must not pass for no load"
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
@@ -161,7 +163,7 @@ def test_a_table_row_looks_back_over_its_window_and_says_where_the_hpa_differs()
     choice = RowChoice(actions.TABLE.index(actions.Row(20, 0.66)))
     (trigger,) = manifest(choice)["spec"]["triggers"]
     assert trigger["metadata"]["query"] == f"max_over_time(({RATE.query})[300s:15s])"
-    assert trigger["metadata"]["threshold"] == "16.500"
+    assert trigger["metadata"]["threshold"] == "16.5"
     assert "10 % alone" in render(choice, TARGET, RATE)
     assert "10 % alone" not in render(KedaChoice(70), TARGET, RATE), "KEDA was judged with its HPA"
 
@@ -179,3 +181,11 @@ def test_what_no_manifest_can_say_is_refused_by_name(choice):
     with pytest.raises(ValueError, match="has no ScaledObject") as refused:
         render(choice, TARGET, RATE)
     assert choice.sentence() in str(refused.value)
+
+
+def test_a_threshold_is_written_in_full_and_never_as_nothing():
+    slow = replace(RATE, capacity_rps=0.01)
+    (trigger,) = yaml.safe_load(render(KedaChoice(35), TARGET, slow))["spec"]["triggers"]
+    assert trigger["metadata"]["threshold"] == "0.0035"
+    with pytest.raises(ValueError, match="less than KEDA can hold"):
+        render(KedaChoice(35), TARGET, replace(RATE, capacity_rps=0.001))

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 from small_contest import constant_actor, wave, write_trace
 from understudy_operator.cli import main
 from understudy_simulator import cli
+from understudy_simulator.cluster import PROFILES
+from understudy_simulator.traces import Trace
 
 
 def never(*_):
@@ -136,6 +138,25 @@ def test_a_source_that_makes_no_sense_is_one_line(arguments, says):
 def test_a_history_that_is_too_short_says_how_long_it_must_be(tmp_path):
     short = write_trace(tmp_path / "short.csv", wave(hours=1))
     assert "two hours or more" in run("replay", "--history", short, "--capacity-rps", 20, code=1).stderr
+
+
+def test_a_part_that_is_nearly_silent_is_not_judged(tmp_path):
+    trace = wave(hours=3)
+    trace.requests_per_second[100:] = 0
+    trace.requests_per_second[150] = 1e-4
+    silent = write_trace(tmp_path / "silent.csv", trace)
+    told = run("replay", "--history", silent, "--capacity-rps", 20, "--seeds", 2, code=1).stderr
+    assert "100 requests" in told
+
+
+def test_rates_over_windows_that_overlap_do_not_make_clumped_requests_look_calm():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(100.0 / 7.0, size=4 * 3600) * 7.0)  # per second, dispersion 8
+    total = np.concatenate([[0], np.cumsum(counts)])
+    at = np.arange(60, len(total), 15)
+    rates = Trace("sum(rate(x[1m]))", 15.0 * np.arange(len(at)), (total[at] - total[at - 60]) / 60.0)
+    (cell,) = cli._own_cells(cli.Own(rates, PROFILES["web"], 30.0), seeds=2)
+    assert cell.dispersion == 2.0
 
 
 def test_a_prometheus_that_fails_is_one_line():

@@ -1,5 +1,6 @@
 """The conditions of a contest follow from the folder of traces alone, and the past never sees the future."""
 
+import gzip
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,18 @@ def test_what_cannot_be_judged_is_named_with_its_reason(tmp_path):
     assert "shorter" in left_out["short.csv"]
     assert "no request rate" in left_out["cpu.csv"]
     assert "timestamp_s" in left_out["table.csv"]
+
+
+def test_loads_that_would_share_a_result_are_refused(tmp_path):
+    plain = write_trace(tmp_path / "one.csv", wave())
+    (tmp_path / "one.csv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(TraceError, match="'one/0' would share one result"):
+        cells(tmp_path, SMALL)
+    (tmp_path / "one.csv.gz").unlink()
+    rows = ["timestamp_s,GET /a,GET _a", *(f"{60 * t},5,{5 + t % 7}" for t in range(600))]
+    plain.write_text("\n".join(rows) + "\n")
+    with pytest.raises(TraceError, match="'one/GET /a' and 'one/GET _a'"):
+        cells(tmp_path, replace(SMALL, segments=5))
 
 
 @pytest.mark.parametrize("prepared", ["missing", "empty", "useless"])

@@ -104,6 +104,14 @@ def test_rate_curve_smooths_counting_noise_and_leaves_measured_load_alone():
     assert np.array_equal(rate_curve(busy).requests_per_second, busy.requests_per_second)
 
 
+@pytest.mark.parametrize(("step_s", "samples"), [(10.0, 31), (60.0, 5), (120.0, 3), (300.0, 3), (600.0, 3)])
+def test_rate_curve_smooths_over_five_minutes_or_three_samples(step_s, samples):
+    one_request = np.zeros(99)
+    one_request[49] = 1.0 / step_s
+    curve = rate_curve(trace(one_request, step_s=step_s)).requests_per_second
+    assert np.count_nonzero(curve) == samples
+
+
 def test_scaling_makes_the_mean_demand_the_pods_asked_for():
     scaled = scale_to_pods(trace([1, 2, 3]), pods=20, capacity_rps=25)
     assert scaled.requests_per_second.mean() / 25 == pytest.approx(20)

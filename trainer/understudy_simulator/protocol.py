@@ -181,6 +181,13 @@ def cells(folder: Path, protocol: Protocol) -> tuple[list[Cell], dict[str, str]]
             left_out[path.name] = reason
         for name, part, dispersion in found:
             made += cells_of(family_of(path), name, part, dispersion, protocol)
+    keys = [cell.key for cell in made]
+    twice = sorted({cell.segment for cell in made if keys.count(cell.key) > 1})
+    if twice:
+        raise TraceError(
+            f"{folder}: {' and '.join(map(repr, twice))} would share one result; keep one of x.csv and x.csv.gz, "
+            "and columns apart by more than '/' and '_'."
+        )
     if not made:
         why = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it holds no .csv file"
         raise TraceError(f"{folder}: no usable trace ({why}).")
@@ -292,10 +299,12 @@ def measured_dispersion(trace: Trace) -> float:
     return float(np.clip(np.median(scatter), 1.0, BURSTY_DISPERSION))
 
 
-def spread(trace: Trace, count: int, duration_s: float) -> list[tuple[int, Trace]]:
+def spread(
+    trace: Trace, count: int, duration_s: float, least_requests: float = 0.0
+) -> list[tuple[int, Trace]]:
     """Up to `count` parts of up to `duration_s`, evenly spread, without overlap; each starts at time 0.
 
-    A part without requests in its past or its future is left out: nothing could be judged on it.
+    A part whose past or future holds no more than `least_requests` is left out: nothing could be judged on it.
     """
     samples = min(len(trace.timestamp_s), round(duration_s / trace.step_s))
     if samples * trace.step_s < LEAST_SEGMENT_S:
@@ -307,7 +316,7 @@ def spread(trace: Trace, count: int, duration_s: float) -> list[tuple[int, Trace
     for k, start in enumerate(starts):
         rates = trace.requests_per_second[start : start + samples]
         split = round(PAST_SHARE * samples)
-        if rates[:split].sum() > 0 and rates[split:].sum() > 0:
+        if min(rates[:split].sum(), rates[split:].sum()) * trace.step_s > least_requests:
             times = _times(samples, trace.step_s)
             parts.append((k, replace(trace, timestamp_s=times, requests_per_second=rates)))
     return parts

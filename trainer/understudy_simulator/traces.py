@@ -104,7 +104,8 @@ def rate_curve(trace: Trace, window_s: float | None = None) -> Trace:
         window_s: centred smoothing window; by default the larger of 5 minutes and 3 samples.
     """
     window_s = max(300.0, 3.0 * trace.step_s) if window_s is None else window_s
-    half = max(1, round(0.5 * window_s / trace.step_s))
+    # A window of three samples reaches one to either side.
+    half = max(1, int(0.5 * window_s / trace.step_s + 1e-9))
     rates = trace.requests_per_second
     total = np.concatenate([[0.0], np.cumsum(rates)])
     index = np.arange(len(rates))

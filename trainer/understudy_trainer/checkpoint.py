@@ -40,7 +40,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a broken file makes the unpickler say
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from error
-    version = content.get("format_version")
+    version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise CheckpointError(f"checkpoint {path} has format {version}, this version reads {FORMAT_VERSION}")
     return content

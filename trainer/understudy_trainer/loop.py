@@ -26,7 +26,7 @@ from pydantic import dataclasses as checked
 from understudy_trainer import config as command_line
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.learner import Learner
-from understudy_trainer.checkpoint import Checkpoints, load, save
+from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load, save
 from understudy_trainer.collector import Collector, Rollout
 
 EPISODES = 100
@@ -133,7 +133,7 @@ class Trainer:
         with stopped_by_sigterm(self._request_stop), scalars_to(self.folder) as write:
             start = before = time.monotonic()
             noted: list[dict[str, float]] = []
-            if self.updates == 0:
+            if self.steps == 0:
                 self.warm_up()
             while self.steps < self.config.total_steps and not self._stop:
                 noted.append(self.iterate())
@@ -207,9 +207,15 @@ class Trainer:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or is of a run that another network or algorithm was trained in.
         """
-        self.load_state_dict(load(path, self.learner.parameters.flat.device))
+        content = load(path, self.learner.parameters.flat.device)
+        try:
+            self.load_state_dict(content)
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} is of another network or algorithm; resume with the options that it began with"
+            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on."""

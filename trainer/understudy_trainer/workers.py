@@ -127,10 +127,18 @@ def train_asynchronously(
             content = {"learner": parent.state_dict(), "steps": int(shared.steps)}
             checkpoints.write(content, int(shared.steps), improved)
 
+    def stop_if_one_was_killed() -> None:
+        nonlocal failure
+        killed = [worker.exitcode for worker in workers if worker.exitcode]
+        if killed:
+            failure = failure or f"a worker ended with exit code {killed[0]}"
+            stop.set()
+
     with stopped_by_sigterm(stop.set), scalars_to(folder) as write:
         for worker in workers:
             worker.start()
         while any(worker.is_alive() for worker in workers) or not told.empty():
+            stop_if_one_was_killed()
             try:
                 news: Told = told.get(timeout=0.2)
             except queue.Empty:
@@ -150,9 +158,7 @@ def train_asynchronously(
                 save()
         for worker in workers:
             worker.join()
-        killed = [worker.exitcode for worker in workers if worker.exitcode]
-        if killed and not failure:
-            failure = f"a worker ended with exit code {killed[0]}"
+        stop_if_one_was_killed()
         save()
     if failure:
         raise RuntimeError(failure)
