@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
-from understudy_policy import actions, artifact
+from understudy_policy import actions, artifact, features
 from understudy_trainer import train
+from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.environment import Step
+from understudy_trainer.training import make_model
 
 SMALL = AutoscalingConfig(workloads=6, episode_ticks=8, curves=8, batches=2, lives=2)
 DECISIONS = SMALL.episode_ticks // actions.DECISION_TICKS
@@ -104,9 +107,7 @@ def test_a_world_resumes_exactly(before: int) -> None:
 
 
 def test_prices_are_drawn_anew_in_every_life_and_told_to_the_actor() -> None:
-    from understudy_policy.features import SCHEMA
-
-    column = [name for name, _ in SCHEMA].index("log_price")
+    column = [name for name, _ in features.SCHEMA].index("log_price")
     world = AutoscalingEnvironment(replace(SMALL, batches=1), seed=2)
     first = world.reset().observation
     second = world.reset().observation
@@ -124,6 +125,34 @@ def test_unknown_and_refused_options_are_named(tmp_path: Path) -> None:
         train.read_options(None, ["world.workload=3"])
     with pytest.raises(train.OptionsError, match=r"world\.episode_ticks is 0: .*greater than or equal to 4"):
         train.read_options(None, ["world.episode_ticks=0"])
+
+
+def network(hidden: str) -> ActorCritic:
+    world = SimpleNamespace(
+        observation_size=features.F, num_actions=len(actions.TABLE), device=torch.device("cpu")
+    )
+    return make_model(world, train.read_options(None, [f"network.hidden={hidden}"]).training())
+
+
+@pytest.mark.parametrize("hidden", ["[64, 64]", "[96, 80]"])
+def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: str) -> None:
+    model = network(hidden)
+    train.begin(model, "builtin://imitation")
+    begun = artifact.load("builtin://imitation")
+    golden = np.array(begun.manifest.golden_features, np.float32)
+    everything = np.ones((len(golden), len(actions.TABLE)), bool)
+    with torch.no_grad():
+        answer = model.actor()(torch.from_numpy(golden), torch.from_numpy(everything).float()).numpy()
+    assert np.abs(answer - begun.probabilities(golden, everything)).max() < 1e-5
+
+
+def test_an_actor_that_does_not_fit_in_is_refused() -> None:
+    with pytest.raises(
+        train.OptionsError, match=r"begin_with is builtin://imitation, whose trunk\.0\.weight is \[64"
+    ):
+        train.begin(network("[32, 64]"), "builtin://imitation")
+    with pytest.raises(train.OptionsError, match=r"as many layers"):
+        train.begin(network("[64, 64, 64]"), "builtin://imitation")
 
 
 def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> None:

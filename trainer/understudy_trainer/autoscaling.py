@@ -10,6 +10,7 @@ cost on average, so that a service in trouble does not shout the others down, wh
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -261,6 +262,8 @@ def _until(startup: Floats, ticks: int) -> Floats:
 
 
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    # What the array API's helpers cache is which library an array is of; that may be traced.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     # In one piece: a function must never fall apart into parts that are run one by one.
     fused: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
     return fused

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import onnx
 import torch
@@ -36,6 +36,9 @@ from understudy_trainer.loop import Outcome, RunConfig
 from understudy_trainer.progress import ProgressLine, make_progress
 from understudy_trainer.training import TrainingConfig, make_trainer
 
+Algorithm = Literal["ppo", "a2c", "acktr"]
+ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
+
 VALIDATION_SEED = 1_000_003
 """Of the services that a policy is judged on while it learns; no training run draws from it."""
 
@@ -50,7 +53,7 @@ EXPORT_DECISIONS = 64
 class Options:
     """All options of a run."""
 
-    algorithm: Literal["ppo", "a2c", "acktr"] = "ppo"
+    algorithm: Algorithm = "ppo"
     """Which algorithm learns."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
@@ -249,32 +252,41 @@ def train(options: Options, folder: Path, name: str, resume: bool, console: Cons
 
 @torch.no_grad()
 def begin(model: ActorCritic, uri: str) -> None:
-    """Take the weights of an actor; the critic keeps its own.
+    """Take over what an actor knows; the critic keeps its own head.
+
+    In a wider network the actor sits in a corner: nothing of what was drawn reaches its units or the answer yet, so the
+    answers are the same (arXiv:1511.05641), and what was drawn can be put to use.
 
     Args:
-        model: of the same shape.
+        model: at least as wide, and as deep.
         uri: see `artifact.resolve`.
 
     Raises:
         ArtifactError: it cannot be used.
-        OptionsError: it is of another shape.
+        OptionsError: it does not fit in.
     """
     artifact.load(uri)
     graph = onnx.load_model(artifact.resolve(uri)).graph
-    weights = {
-        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer
-    }
-    for name, mine in model.actor().state_dict().items():
-        given = weights.get(name)
-        if given is not None and given.shape != mine.shape:
-            raise OptionsError(
-                f"begin_with is {uri}, whose {name} is {list(given.shape)}, not {list(mine.shape)}; "
-                "set network.hidden to its widths"
-            )
+    weights = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in graph.initializer}
     own = model.state_dict()
-    for name, given in weights.items():
-        if name in own:
-            own[name].copy_(given)
+    missing = [name for name in own if name.startswith(("trunk.", "head.")) and name not in weights]
+    for name in (name for name in weights if name in own):
+        given, mine = torch.from_numpy(weights[name]), own[name]
+        if (
+            missing
+            or given.dim() != mine.dim()
+            or any(g > m for g, m in zip(given.shape, mine.shape, strict=True))
+        ):
+            raise OptionsError(
+                f"begin_with is {uri}, whose {name} is {list(given.shape)} where the network has {list(mine.shape)}; "
+                "set network.hidden to as many layers, at least as wide"
+            )
+        rows = len(given)
+        if mine.dim() == 2:
+            mine[:rows] = 0.0
+            mine[:rows, : given.shape[1]] = given
+        else:
+            mine[:rows] = given
     # The file has the moments' scale alone; the running update needs the variance, and how much it stands for.
     normalizer = model.normalizer
     normalizer.variance.copy_(normalizer.scale.clamp(min=normalizer.least_deviation) ** -2)
@@ -287,10 +299,17 @@ def write(
     """Judge a network on the held-out services and export it with its lineage."""
     figures = validation(model)
     everything = TypeAdapter(Options).dump_python(options, mode="json")
+    for algorithm in ALGORITHMS:
+        if algorithm != options.algorithm:
+            del everything[algorithm]
+    begun = artifact.load(options.begin_with) if options.begin_with else None
+    if begun:
+        everything["begin_with"] = begun.manifest.name
     lineage = {
         "method": f"{options.algorithm} on the cluster model, reward paired with a calibrated row",
         "loads": f"generated only: {', '.join(validation.world.ranges.families)}",
         "options": everything,
+        "begun_with": {"sha256": begun.sha256, "lineage": begun.manifest.lineage} if begun else None,
         "decisions": outcome.steps,
         "seconds": round(outcome.seconds, 1),
         "held_out": {key: round(value, 4) for key, value in figures.items()},
@@ -324,5 +343,10 @@ def main(
         raise typer.Exit(2) from error
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command line."""
     typer.run(main)
+
+
+if __name__ == "__main__":
+    command()
