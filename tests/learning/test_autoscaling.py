@@ -153,6 +153,8 @@ def test_an_actor_that_does_not_fit_in_is_refused() -> None:
         train.begin(network("[32, 64]"), "builtin://imitation")
     with pytest.raises(train.OptionsError, match=r"as many layers"):
         train.begin(network("[64, 64, 64]"), "builtin://imitation")
+    with pytest.raises(train.OptionsError, match=r"as many layers"):
+        train.begin(network("[64]"), "builtin://imitation")
 
 
 def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> None:

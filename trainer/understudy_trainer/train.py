@@ -269,17 +269,18 @@ def begin(model: ActorCritic, uri: str) -> None:
     graph = onnx.load_model(artifact.resolve(uri)).graph
     weights = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in graph.initializer}
     own = model.state_dict()
-    missing = [name for name in own if name.startswith(("trunk.", "head.")) and name not in weights]
+    names = {name for name in (*own, *weights) if name.startswith(("trunk.", "head."))}
+    if lacking := sorted(name for name in names if name not in own or name not in weights):
+        raise OptionsError(
+            f"begin_with is {uri}, which differs from the network in {', '.join(lacking)}; "
+            "set network.hidden to as many layers"
+        )
     for name in (name for name in weights if name in own):
         given, mine = torch.from_numpy(weights[name]), own[name]
-        if (
-            missing
-            or given.dim() != mine.dim()
-            or any(g > m for g, m in zip(given.shape, mine.shape, strict=True))
-        ):
+        if given.dim() != mine.dim() or any(g > m for g, m in zip(given.shape, mine.shape, strict=True)):
             raise OptionsError(
                 f"begin_with is {uri}, whose {name} is {list(given.shape)} where the network has {list(mine.shape)}; "
-                "set network.hidden to as many layers, at least as wide"
+                "set network.hidden to layers at least as wide"
             )
         rows = len(given)
         if mine.dim() == 2:
