@@ -14,7 +14,7 @@ from rich.console import Console
 from understudy_policy import actions, artifact, features
 from understudy_trainer import train
 from understudy_trainer.actor_critic import ActorCritic
-from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
+from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment, _ahead
 from understudy_trainer.environment import Step
 from understudy_trainer.training import make_model
 
@@ -92,6 +92,40 @@ def test_the_same_seed_gives_the_same_life_and_another_seed_another() -> None:
     assert not torch.equal(runs[0][0], runs[2][0])
 
 
+def test_hints_tell_what_is_coming_whatever_the_actor_does() -> None:
+    told = []
+    for row in (0, 39):
+        world = AutoscalingEnvironment(SMALL, seed=0)
+        seen = [world.reset().observation]
+        seen += [
+            world.step(torch.full((SMALL.workloads,), row)).view.observation for _ in range(DECISIONS - 1)
+        ]
+        told.append(torch.stack(seen))
+    assert not torch.equal(told[0][..., : features.F], told[1][..., : features.F])
+    assert torch.equal(told[0][..., features.F :], told[1][..., features.F :])
+
+
+def test_the_actor_never_hears_the_hints() -> None:
+    world = AutoscalingEnvironment(SMALL, seed=0)
+    model = make_model(world, train.read_options(None, []).training())
+    seen = world.reset().observation
+    model.observe(seen)
+    other = seen.clone()
+    other[:, features.F :] += 1.0
+    memory = model.initial_memory(len(seen))
+    one, two = model(seen, None, memory), model(other, None, memory)
+    assert torch.equal(one.logits, two.logits)
+    assert not torch.equal(one.value, two.value)
+    with pytest.raises(ValueError, match="shared_trunk is True"):
+        make_model(world, train.read_options(None, ["network.shared_trunk=true"]).training())
+
+
+def test_a_hint_is_the_mean_of_what_lies_ahead_and_the_last_value_lasts() -> None:
+    values = torch.tensor([[1.0, 2.0, 4.0]])
+    assert _ahead(values, 0, 1).tolist() == [[1.0, 2.0, 4.0, 4.0]]
+    assert _ahead(values, 1, 3).tolist() == [[3.0, 4.0, 4.0, 4.0]]
+
+
 @pytest.mark.parametrize("before", [1, DECISIONS + 1])
 def test_a_world_resumes_exactly(before: int) -> None:
     world = AutoscalingEnvironment(SMALL, seed=1)
@@ -112,7 +146,7 @@ def test_prices_are_drawn_anew_in_every_life_and_told_to_the_actor() -> None:
     first = world.reset().observation
     second = world.reset().observation
     assert not torch.equal(first[:, column], second[:, column])
-    others = [k for k in range(first.shape[1]) if k != column]
+    others = [k for k in range(features.F) if k != column]
     assert torch.equal(first[:, others], second[:, others]), "the services are the same"
 
 
@@ -129,7 +163,7 @@ def test_unknown_and_refused_options_are_named(tmp_path: Path) -> None:
 
 def network(hidden: str) -> ActorCritic:
     world = SimpleNamespace(
-        observation_size=features.F, num_actions=len(actions.TABLE), device=torch.device("cpu")
+        observation_size=features.F, num_actions=len(actions.TABLE), device=torch.device("cpu"), hints=0
     )
     return make_model(world, train.read_options(None, [f"network.hidden={hidden}"]).training())
 

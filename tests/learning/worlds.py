@@ -19,6 +19,7 @@ class World:
     """Rows whose episodes last `length` steps; subclasses say what is seen and earned."""
 
     observation_size, num_actions, length = 1, 2, 1
+    hints = 0
     truncates = False
 
     def __init__(self, num_envs: int = 64, seed: int = 0) -> None:

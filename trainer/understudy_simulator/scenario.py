@@ -28,6 +28,9 @@ from understudy_simulator.serving import Retries, Warmup
 Floats = NDArray[np.float64]
 Range = tuple[float, float]
 
+USUAL_LAG_S, USUAL_WINDOW_S = 15.0, 60.0
+"""Age of a sample and window of a rate with a scrape every 15 s and queries over a minute."""
+
 _DAY_TICKS = history.BLOCKS_PER_DAY * history.BLOCK_TICKS
 
 
@@ -37,6 +40,10 @@ class Ranges:
 
     A property with a share is drawn for that share of the workloads; the others are without it.
     """
+
+    plain_share: float = 0.5
+    """Workloads without any complication: a given capacity that is right, pods that are warm at once, nodes enough,
+    clients that give up, and telemetry as it usually is (`USUAL_LAG_S`, `USUAL_WINDOW_S`, nothing lost)."""
 
     mean_pods: Range = (2.0, 100.0)
     """Mean demand in pods (log)."""
@@ -51,9 +58,9 @@ class Ranges:
     """Time-out over latency threshold (log)."""
     dispersion: Range = (1.0, 10.0)
     """Variance over mean of the arrivals in a sub-step (log)."""
-    startup_median_s: Range = (10.0, 180.0)
+    startup_median_s: Range = (10.0, 240.0)
     """(log)"""
-    startup_sigma: Range = (0.1, 0.4)
+    startup_sigma: Range = (0.1, 0.5)
     termination_s: Range = (1.0, 30.0)
     """(log)"""
     cpu_request_cores: Range = (0.1, 4.0)
@@ -91,7 +98,8 @@ class Ranges:
     """Workloads of which only a part of the last hour is known."""
     yesterday_share: float = 0.7
     """Of the loads that are longer than a day: those whose yesterday is known; half of them know last week, too."""
-    families: tuple[str, ...] = field(default_factory=lambda: tuple(FAMILIES))
+    families: tuple[str, ...] = field(default_factory=lambda: (*FAMILIES, *["mixture"] * 4))
+    """Of the loads, in equal parts; one that is named again has as many more."""
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self)):
@@ -157,7 +165,8 @@ def draw(
     Raises:
         ValueError: the stock's curves are shorter than the episode.
     """
-    ranges, draws = ranges or Ranges(), _Draws(count, rng)
+    ranges = ranges or Ranges()
+    draws = _Draws(count, rng, ranges.plain_share)
     samples = PAST_TICKS + ticks
     if own.short.shape[1] < samples:
         raise ValueError(
@@ -174,7 +183,9 @@ def draw(
     yesterday = yesterday * scale[:, None]
     last_week = yesterday * np.exp(0.15 * rng.standard_normal(yesterday.shape))
     last_week[rng.random(count) < 0.5] = np.nan
-    error = np.exp(np.clip(ranges.capacity_error * rng.standard_normal(count), -0.3, 0.3) * draws.some(0.5))
+    error = np.exp(
+        np.clip(ranges.capacity_error * rng.standard_normal(count), -0.3, 0.3) * draws.trouble(0.5)
+    )
     episode = Episode(
         cluster=config,
         settings=Settings(
@@ -184,7 +195,7 @@ def draw(
             slo_target=1.0 - 10 ** -draws.even(ranges.slo_nines),
             missed_request_price=draws.log(ranges.price),
             given_capacity_rps=np.where(
-                draws.some(ranges.capacity_unknown_share), np.nan, capacity_rps * error
+                draws.trouble(ranges.capacity_unknown_share), np.nan, capacity_rps * error
             ),
             reference_signal=np.full(count, REFERENCE_CPU),
             reference_target=draws.even(ranges.reference_target),
@@ -211,8 +222,9 @@ def draw(
 class _Draws:
     """Draws for all workloads at once."""
 
-    def __init__(self, count: int, rng: np.random.Generator) -> None:
+    def __init__(self, count: int, rng: np.random.Generator, plain_share: float) -> None:
         self.count, self.rng = count, rng
+        self.plain = self.some(plain_share)
 
     def even(self, between: Range) -> Floats:
         return self.rng.uniform(*between, self.count)
@@ -222,6 +234,14 @@ class _Draws:
 
     def some(self, share: float) -> NDArray[np.bool_]:
         return self.rng.random(self.count) < share
+
+    def trouble(self, share: float) -> NDArray[np.bool_]:
+        """A share of those that are not plain."""
+        return self.some(share) & ~self.plain
+
+    def usual(self, value: float, between: Range) -> Floats:
+        """What plain workloads have, and what the others may."""
+        return np.where(self.plain, value, self.even(between))
 
 
 def _cluster(
@@ -241,20 +261,20 @@ def _cluster(
         cpu_request_cores=draws.log(ranges.cpu_request_cores),
         tick_s=TICK_S,
         termination_s=draws.log(ranges.termination_s),
-        metric_lag_s=draws.even(ranges.metric_lag_s),
-        metric_window_s=draws.even(ranges.metric_window_s),
+        metric_lag_s=draws.usual(USUAL_LAG_S, ranges.metric_lag_s),
+        metric_window_s=draws.usual(USUAL_WINDOW_S, ranges.metric_window_s),
         sharing=draws.some(ranges.sharing_share),
-        dropout=draws.even(ranges.dropout),
+        dropout=draws.usual(0.0, ranges.dropout),
         warmup=Warmup(
-            slowdown=np.where(draws.some(ranges.warmup_share), draws.even(ranges.warmup_slowdown), 1.0),
+            slowdown=np.where(draws.trouble(ranges.warmup_share), draws.even(ranges.warmup_slowdown), 1.0),
             decay_s=draws.even(ranges.warmup_decay_s),
         ),
         retries=Retries(
-            share=np.where(draws.some(ranges.retry_share), draws.even(ranges.retried), 0.0),
+            share=np.where(draws.trouble(ranges.retry_share), draws.even(ranges.retried), 0.0),
             backoff_s=draws.even(ranges.backoff_s),
         ),
         nodes=Nodes(
-            free_pods=np.where(draws.some(ranges.node_share), room, AMPLE),
+            free_pods=np.where(draws.trouble(ranges.node_share), room, AMPLE),
             pods_per_node=np.round(draws.log(ranges.pods_per_node)),
             idle_s=np.full(draws.count, 600.0),
             startup=pods.startup_cdf(node_s, sigma, TICK_S, pods.horizon_s(node_s, sigma)),

@@ -29,6 +29,8 @@ class NetworkConfig:
     """Width of a GRU behind the trunk; 0: no memory."""
     shared_trunk: bool = True
     """One trunk for actor and critic, half the work. Large returns drown the actor in it: scale rewards or values."""
+    critic_hidden: tuple[int, ...] = ()
+    """Widths of the critic's own trunk where none is shared; empty: those of the actor."""
     normalize_observation: bool = True
     """Standardise what is seen by its running moments; False where the world gives well-scaled observations."""
 
@@ -94,26 +96,42 @@ class ActorCritic(nn.Module):
     """Raw observation and mask in; logits of the actions and values of the state out."""
 
     def __init__(
-        self, observation_size: int, num_actions: int, config: NetworkConfig | None = None, values: int = 1
+        self,
+        observation_size: int,
+        num_actions: int,
+        config: NetworkConfig | None = None,
+        values: int = 1,
+        hints: int = 0,
     ) -> None:
         """Draw the weights.
 
         Args:
-            observation_size: F.
+            observation_size: F, hints included.
             num_actions: A.
             config: shape.
             values: V, quantities whose discounted sum the critic foretells: the reward, then a constraint's cost.
+            hints: the last so many columns of the observation are for the critic alone.
+
+        Raises:
+            ValueError: the trunk is shared where it must not be.
         """
         super().__init__()
         self.config = config or NetworkConfig()
-        self.normalizer = Normalizer(observation_size)
-        self.trunk = trunk(observation_size, self.config.hidden)
+        self.seen = observation_size - hints
+        self.normalizer = Normalizer(self.seen)
+        self.hint_normalizer = Normalizer(hints) if hints else None
+        self.trunk = trunk(self.seen, self.config.hidden)
         width = self.config.memory or self.config.hidden[-1]
         if self.config.memory and not self.config.shared_trunk:
             raise ValueError(
                 f"memory is {self.config.memory} but shared_trunk is False; share it, or set memory 0"
             )
-        self.critic_trunk = None if self.config.shared_trunk else trunk(observation_size, self.config.hidden)
+        if hints and self.config.shared_trunk:
+            raise ValueError(
+                "shared_trunk is True, but the actor must not see the critic's hints; set it False, or hints False"
+            )
+        own = self.config.critic_hidden or self.config.hidden
+        self.critic_trunk = None if self.config.shared_trunk else trunk(observation_size, own)
         self.core = nn.GRUCell(self.config.hidden[-1], width) if self.config.memory else None
         if self.core is not None:
             nn.init.orthogonal_(self.core.weight_ih)
@@ -121,7 +139,7 @@ class ActorCritic(nn.Module):
             nn.init.zeros_(self.core.bias_ih)
             nn.init.zeros_(self.core.bias_hh)
         self.head = linear(width, num_actions, gain=0.01)
-        self.critic = linear(width, values, gain=1.0)
+        self.critic = linear(width if self.config.shared_trunk else own[-1], values, gain=1.0)
         self.value_scale = ValueScale(values)
 
     def initial_memory(self, rows: int) -> Tensor:
@@ -136,11 +154,11 @@ class ActorCritic(nn.Module):
             mask: `[B, A]` bool, or None.
             memory: `[B, H]`.
         """
-        seen = self.standardised(observation)
+        seen, hinted = self.standardised(observation)
         hidden = self.trunk(seen)
         if self.core is not None:
             memory = hidden = self.core(hidden, memory)
-        judged = hidden if self.critic_trunk is None else self.critic_trunk(seen)
+        judged = hidden if self.critic_trunk is None else self.critic_trunk(hinted)
         return Output(self.masked(self.head(hidden), mask), self.critic(judged), memory)
 
     def sequence(
@@ -154,7 +172,7 @@ class ActorCritic(nn.Module):
             memory: `[B, H]` before the first step.
             started: `[T, B]` True where an episode begins at that step, so that memory is emptied before it.
         """
-        seen = self.standardised(observation)
+        seen, hinted = self.standardised(observation)
         hidden = self.trunk(seen)
         if self.core is not None:
             remembered = []
@@ -162,7 +180,7 @@ class ActorCritic(nn.Module):
                 memory = self.core(now, torch.where(begins[:, None], 0.0, memory))
                 remembered.append(memory)
             hidden = torch.stack(remembered)
-        judged = hidden if self.critic_trunk is None else self.critic_trunk(seen)
+        judged = hidden if self.critic_trunk is None else self.critic_trunk(hinted)
         return self.masked(self.head(hidden), mask), self.critic(judged)
 
     def actor(self) -> Actor:
@@ -178,9 +196,24 @@ class ActorCritic(nn.Module):
         actor.load_state_dict({name: mine[name] for name in actor.state_dict()})
         return actor
 
-    def standardised(self, observation: Tensor) -> Tensor:
-        """What the trunk sees of an observation `[…, F]`."""
-        return self.normalizer(observation) if self.config.normalize_observation else observation
+    @torch.no_grad()
+    def observe(self, observation: Tensor) -> None:
+        """Move the normalisers by observations `[B, F]`."""
+        if self.config.normalize_observation:
+            self.normalizer.update(observation[:, : self.seen])
+            if self.hint_normalizer is not None:
+                self.hint_normalizer.update(observation[:, self.seen :])
+
+    def standardised(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """What the actor's and what the critic's trunk see of an observation `[…, F]`."""
+        seen, hints = observation[..., : self.seen], observation[..., self.seen :]
+        if self.config.normalize_observation:
+            seen = self.normalizer(seen)
+        if self.hint_normalizer is None:
+            return seen, seen
+        if self.config.normalize_observation:
+            hints = self.hint_normalizer(hints)
+        return seen, torch.cat([seen, hints], dim=-1)
 
     @staticmethod
     def masked(logits: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,8 +3,12 @@
 What an actor earns is the *difference* to what a constant row of its own action table earned on the very same arrivals
 and start-ups. The load is an input that no action changes and most of what a return varies by, so this takes away most
 of the noise (in the literature: input-dependent baselines, arXiv:1807.02264; common random numbers). Nothing is lost:
-a number that no action changes does not change which action is best. The difference is told in units of what that row
-cost on average, so that a service in trouble does not shout the others down, whatever its preference.
+a number that no action changes does not change which action is best. The difference is told in units of a usual
+cost, so that a service in trouble does not shout the others down, whatever its preference.
+
+For the same reason the critic may look ahead. What the load will be and what the calibrated row will pay for it are
+settled before the actor decides anything, so a value that knows them is still a baseline without bias, and a better
+one. The actor never sees these *hints*.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ from understudy_trainer.environment import Step, View
 
 Floats = NDArray[np.float32]
 
+Source = Callable[[np.random.Generator, "AutoscalingConfig"], Episode]
+"""Draws the services of a batch, in NumPy."""
+
 REFERENCE_ROWS = tuple(
     actions.TABLE.index(row)
     for row in (Row(4, 0.95), Row(20, 0.58), Row(20, 0.75), Row(20, 0.95), Row(60, 0.66), Row(60, 0.84))
@@ -41,6 +48,19 @@ REFERENCE_ROWS = tuple(
 HORIZON_TICKS, NODE_HORIZON_TICKS = 48, 32
 """Start-ups are told apart up to here, the few that take longer are over then: every batch has the same shape, so the
 compiled model is compiled once."""
+
+OWN_SHARE = 0.5
+"""Weight of what a service's own reference pays in the unit of its rewards; the rest is what others pay at the price.
+Of its own alone, trouble would be divided by itself and a policy would learn that spikes hardly matter."""
+
+ALIKE = 128
+"""Services on either side in the order of prices that say what is usual at a price."""
+
+HINT_WINDOWS = ((0, 1), (1, 3), (3, 7), (7, 15))
+"""Decisions ahead, from and until, over which a hint is the mean of what comes."""
+
+HINTS = 3 * len(HINT_WINDOWS) + 5
+"""Columns that only the critic sees."""
 
 
 @checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
@@ -57,12 +77,14 @@ class AutoscalingConfig:
     """Batches of services kept at hand and lived through in turn."""
     lives: int = Field(default=8, ge=1)
     """Times that a batch is lived through, each time with prices of its own, before another is drawn in its place."""
-    change_price: float = Field(default=0.02, ge=0)
+    change_price: float = Field(default=0.005, ge=0)
     """Price of changing replicas in every tick, in units of the mean demand: without one, a policy flaps."""
-    price_low: float = Field(default=0.5, gt=0)
+    price_low: float = Field(default=1.0, gt=0)
     """Lowest price of a missed request, in units of the pod time that a request takes."""
-    price_high: float = Field(default=30.0, gt=0)
+    price_high: float = Field(default=40.0, gt=0)
     """Highest price."""
+    hints: bool = True
+    """Let the critic, never the actor, see what is coming: the load, and what the reference will pay for it."""
     compiled: bool = False
     """Fuse the cluster model by `torch.compile`: minutes at the start, many times faster afterwards."""
 
@@ -106,14 +128,13 @@ class AutoscalingEnvironment:
     """
 
     num_actions = len(actions.TABLE)
-    observation_size = features.F
 
     def __init__(
         self,
         config: AutoscalingConfig,
         seed: int,
         device: str = "cpu",
-        ranges: scenario.Ranges | None = None,
+        source: Source | None = None,
         program: audition.Program | None = None,
     ) -> None:
         """Make the world.
@@ -122,11 +143,13 @@ class AutoscalingEnvironment:
             config: of the world.
             seed: of all draws.
             device: where everything lives.
-            ranges: what services may be; by default everything. Its price is not used.
+            source: of the services, whose prices are not used; by default all that `scenario.Ranges` allows.
             program: compiled already, for as many workloads and ticks.
         """
         self.config = config
-        self.ranges = ranges or scenario.Ranges()
+        self.source = source or made_up()
+        self.hints = HINTS if config.hints else 0
+        self.observation_size = features.F + self.hints
         self.seed = seed
         self.num_envs = config.workloads
         self.device = torch.device(device)
@@ -149,7 +172,7 @@ class AutoscalingEnvironment:
             self._drawn += 1
         self._batches[slot] = batch
         batch.lives += 1
-        return View(self._begin(batch))
+        return View(self._hinted(self._begin(batch)))
 
     @torch.no_grad()
     def play(self, batch: Batch, choose: Callable[[Tensor], Tensor]) -> Played:
@@ -181,6 +204,7 @@ class AutoscalingEnvironment:
         self._decision += 1
         ended = torch.full_like(reward, self._decision == self._episode.decisions, dtype=torch.bool)
         final = None
+        seen = self._hinted(seen)
         if self._decision == self._episode.decisions:
             final, seen = seen, self.reset().observation
         return Step(View(seen), reward, torch.zeros_like(ended), ended, final)
@@ -189,8 +213,7 @@ class AutoscalingEnvironment:
         """A batch of services and its rehearsals: a function of the seed and the number."""
         config = self.config
         rng = np.random.default_rng([self.seed, 0, number])
-        own = scenario.stock(config.curves, rng, config.episode_ticks, self.ranges.families)
-        drawn = scenario.draw(config.workloads, config.episode_ticks, own, rng, self.ranges)
+        drawn = self.source(rng, config)
         cluster, nodes = drawn.cluster, drawn.cluster.nodes
         if nodes is not None:
             nodes = replace(nodes, startup=_until(nodes.startup, NODE_HORIZON_TICKS))
@@ -219,7 +242,34 @@ class AutoscalingEnvironment:
         self._best = earned.sum(dim=2).argmax(dim=0)
         self.reference_row = torch.tensor(REFERENCE_ROWS, device=self.device)[self._best]
         self._reference = earned[self._best, torch.arange(config.workloads, device=self.device)]
-        self._unit = -self._reference.mean(dim=1)
+        own = -self._reference.mean(dim=1)
+        self._unit = OWN_SHARE * own + (1.0 - OWN_SHARE) * _alike(own, self._price)
+        if self.hints:
+            self._hints = self._what_comes(batch)
+
+    def _what_comes(self, batch: Batch) -> Tensor:
+        """Hints `[decisions + 1, N, HINTS]` of this life."""
+        episode, services = self._episode, torch.arange(self.num_envs, device=self.device)
+        decisions, first = episode.decisions, episode.first_tick
+        rate = episode.rate_rps[:, first : first + decisions * DECISION_TICKS]
+        load = rate.unflatten(1, (decisions, DECISION_TICKS)).mean(dim=2) / episode.mean_rps[:, None] + 1e-3
+        pays = -self._reference / self._unit[:, None]
+        pods = batch.rehearsed.cost[self._best, services]
+        now = torch.cat([load[:, :1], load], dim=1)
+        columns = [now.log(), torch.cat([pods[:, :1], pods], dim=1).log1p()]
+        for start, end in HINT_WINDOWS:
+            columns += [
+                (_ahead(load, start, end) / now).log(),
+                _ahead(pays, start, end).log1p(),
+                (_ahead(pods, start, end) / _ahead(load, start, end)).log1p(),
+            ]
+        given = episode.settings.given_capacity_rps / episode.cluster.service.capacity_rps
+        constant = (given.log().nan_to_num(0.0), self._unit.log(), episode.dispersion.log())
+        columns += [column[:, None].expand_as(now) for column in constant]
+        return torch.stack(columns, dim=2).transpose(0, 1).float().contiguous()
+
+    def _hinted(self, seen: Tensor) -> Tensor:
+        return torch.cat([seen, self._hints[self._decision]], dim=1) if self.hints else seen
 
     def _tensor(self, array: Any) -> Tensor:
         return torch.from_numpy(np.asarray(array)).to(self.device)
@@ -251,6 +301,38 @@ class AutoscalingEnvironment:
         self._begin(current)
         self._state = _with_leaves(self._state, state["state"])
         self._decision = state["decision"]
+
+
+def made_up(ranges: scenario.Ranges | None = None) -> Source:
+    """Services that nobody has.
+
+    Args:
+        ranges: what they may be; by default everything.
+    """
+    allowed = ranges or scenario.Ranges()
+
+    def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
+        own = scenario.stock(config.curves, rng, config.episode_ticks, allowed.families)
+        return scenario.draw(config.workloads, config.episode_ticks, own, rng, allowed)
+
+    return draw
+
+
+def _alike(cost: Tensor, price: Tensor) -> Tensor:
+    """Mean cost `[N]` of the services whose prices are nearest."""
+    order = price.argsort()
+    total = torch.cat([cost.new_zeros(1), cost[order].cumsum(dim=0)])
+    place = torch.arange(len(cost), device=cost.device)
+    low, high = (place - ALIKE).clamp(min=0), (place + ALIKE + 1).clamp(max=len(cost))
+    return torch.empty_like(cost).scatter_(0, order, (total[high] - total[low]) / (high - low))
+
+
+def _ahead(values: Tensor, start: int, end: int) -> Tensor:
+    """Means `[N, D + 1]` of values `[N, D]` from `start` to `end` decisions ahead; behind the end the last lasts."""
+    width, last = end - start, values[:, -1:]
+    following = torch.cat([values[:, start:], last.expand(-1, start + width)], dim=1)
+    total = torch.cat([torch.zeros_like(last), following.cumsum(dim=1)], dim=1)
+    return (total[:, width:] - total[:, :-width])[:, : values.shape[1] + 1] / width
 
 
 def _until(startup: Floats, ticks: int) -> Floats:

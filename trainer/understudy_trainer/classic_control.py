@@ -20,6 +20,7 @@ class ClassicControl(ABC):
     """Rows of one task, each with an episode of its own and a time limit that truncates it."""
 
     observation_size: int
+    hints = 0
     num_actions: int
     reset_width: float
     time_limit = 500

@@ -59,6 +59,8 @@ class Environment(Protocol):
     observation_size: int
     num_actions: int
     device: torch.device
+    hints: int
+    """Columns at the end of an observation that only a critic may see, since no actor will have them later."""
 
     def reset(self) -> View:
         """Begin new episodes in all rows."""
@@ -118,6 +120,7 @@ class GymnasiumEnvironment:
         self.num_actions = int(envs.single_action_space.n)
         self.observation_size = int(np.prod(envs.single_observation_space.shape or (1,)))
         self.device = torch.device("cpu")
+        self.hints = 0
 
     def reset(self) -> View:
         """See `Environment`; the seed is used once."""

@@ -22,7 +22,8 @@ from pydantic import dataclasses as checked
 from rich.console import Console
 from torch import Tensor
 
-from understudy_policy import artifact
+from understudy_policy import actions, artifact
+from understudy_simulator import scenario
 from understudy_trainer import config as command_line
 from understudy_trainer import export
 from understudy_trainer.actor_critic import ActorCritic, NetworkConfig
@@ -41,6 +42,9 @@ ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 
 VALIDATION_SEED = 1_000_003
 """Of the services that a policy is judged on while it learns; no training run draws from it."""
+
+PRICE_CLASSES = 8
+"""Classes of prices, with equally many held-out services in each."""
 
 BEGIN_ROWS = 1e6
 """Observations that the normaliser of an actor to begin with stands for."""
@@ -85,7 +89,9 @@ class Options:
     """Options of A2C, where it is chosen."""
     acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     """Options of ACKTR, where it is chosen."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
+    network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(hidden=(128, 128), shared_trunk=False, critic_hidden=(64, 64))
+    )
     """Shape of the network."""
     world: AutoscalingConfig = field(default_factory=lambda: AutoscalingConfig(compiled=True))
     """The world to learn in."""
@@ -171,7 +177,7 @@ class Validation:
             world: with the shape and the program to use; it is left alone.
         """
         self.world = AutoscalingEnvironment(
-            world.config, VALIDATION_SEED, str(world.device), world.ranges, world.program
+            world.config, VALIDATION_SEED, str(world.device), world.source, world.program
         )
         self.batch = self.world.draw(0)
         self.seen: list[Tensor] = []
@@ -179,21 +185,29 @@ class Validation:
     def __call__(self, model: ActorCritic) -> dict[str, float]:
         """The network's most probable rows beside the reference's.
 
-        `cost_ratio` is the geometric mean over services of pods and misses at their price; `score` is minus that.
+        A cost is pods and misses at their price. `cost_ratio` sums it up over the services of a class of prices, as the
+        judge does over quiet and troubled hours of one, and is the geometric mean over the classes; `score` is minus
+        that. `cost_ratio_alone` is the geometric mean over services, each a class of its own.
         """
         self.seen = []
+        actor = model.actor().to(self.world.device)
+        every = torch.ones(len(actions.TABLE), device=self.world.device)
 
         def choose(observation: Tensor) -> Tensor:
             self.seen.append(observation)
-            output = model(observation, None, model.initial_memory(len(observation)))
-            return output.logits.argmax(dim=1)
+            return actor.logits(observation, every).argmax(dim=1)
 
         played = self.world.play(self.batch, choose)
         own, reference, price = played.own, played.reference, played.price[:, None]
-        ratio = (own.reward(price).mean(dim=1) / reference.reward(price).mean(dim=1)).log()
+        mine, theirs = own.reward(price).mean(dim=1), reference.reward(price).mean(dim=1)
+        ratio = (mine / theirs).log()
+        classes = [part for part in played.price.argsort().tensor_split(PRICE_CLASSES) if len(part)]
+        summed = torch.stack([mine[part].sum() / theirs[part].sum() for part in classes]).log()
         return {
-            "score": -float(ratio.mean().exp()),
-            "cost_ratio": float(ratio.mean().exp()),
+            "score": -float(summed.mean().exp()),
+            "cost_ratio": float(summed.mean().exp()),
+            "cost_ratio_dear": float(summed[-1].exp()),
+            "cost_ratio_alone": float(ratio.mean().exp()),
             "cost_ratio_p90": float(ratio.quantile(0.9).exp()),
             "better_share": float((ratio < 0).float().mean()),
             "pods_ratio": float(own.cost.mean() / reference.cost.mean()),
@@ -308,7 +322,7 @@ def write(
         everything["begin_with"] = begun.manifest.name
     lineage = {
         "method": f"{options.algorithm} on the cluster model, reward paired with a calibrated row",
-        "loads": f"generated only: {', '.join(validation.world.ranges.families)}",
+        "loads": f"generated only: {', '.join(dict.fromkeys(scenario.Ranges().families))}",
         "options": everything,
         "begun_with": {"sha256": begun.sha256, "lineage": begun.manifest.lineage} if begun else None,
         "decisions": outcome.steps,

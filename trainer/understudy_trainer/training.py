@@ -67,6 +67,7 @@ def make_model(environment: Environment, config: TrainingConfig) -> ActorCritic:
             environment.num_actions,
             config.network,
             values=2 if config.constraint else 1,
+            hints=environment.hints,
         )
     return model.to(environment.device)
 

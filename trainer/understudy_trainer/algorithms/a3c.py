@@ -52,7 +52,13 @@ class Shared:
 
     @classmethod
     def of(cls, model: ActorCritic, config: A3CConfig, lock: AbstractContextManager[Any]) -> Shared:
-        """Begin with a network's weights; the network itself is left as it is."""
+        """Begin with a network's weights; the network itself is left as it is.
+
+        Raises:
+            ValueError: the critic has hints, whose moments are not shared.
+        """
+        if model.hint_normalizer is not None:
+            raise ValueError("A3C shares no moments of the critic's hints; set world.hints False")
         parameters = FlatParameters(model).flat.clone().share_memory_()
         moments = make_optimizer(config.optimizer, parameters).state_dict()
         buffers = model.normalizer.state_dict()

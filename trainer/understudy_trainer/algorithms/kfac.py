@@ -49,9 +49,9 @@ def trace(
             activities.append(Activity(module, taken.detach(), given))
         return given
 
-    seen = model.standardised(observation)
+    seen, hinted = model.standardised(observation)
     hidden = through(model.trunk, seen)
-    judged = hidden if model.critic_trunk is None else through(model.critic_trunk, seen)
+    judged = hidden if model.critic_trunk is None else through(model.critic_trunk, hinted)
     logits = model.masked(through(model.head, hidden), mask)
     return logits, through(model.critic, judged), activities
 

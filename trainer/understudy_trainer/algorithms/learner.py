@@ -148,9 +148,8 @@ class Learner(ABC):
 
         It comes after learning, because the rollout's probabilities were computed with the moments before.
         """
-        if self.model.config.normalize_observation:
-            seen = rollout.observation.flatten(0, 1)
-            self.model.normalizer.update(seen[:: math.ceil(len(seen) / NORMALIZER_ROWS)])
+        seen = rollout.observation.flatten(0, 1)
+        self.model.observe(seen[:: math.ceil(len(seen) / NORMALIZER_ROWS)])
 
     @torch.no_grad()
     def prepare(self, rollout: Rollout) -> tuple[Batch, Metrics]:
