@@ -44,6 +44,15 @@ python demo_live.py data/demo.json.gz    # twenty minutes; needed after a change
 """
 
 
+UNSEEN = (
+    ("runs, is not ready, and has no metric yet", "missing", "unready"),
+    ("is ready and has no metric", "missing", "ready and idle"),
+    ("became ready less than a window of its metric ago, in its first five minutes", "unready", "ready"),
+    ("was ready and is not any more, after its first five minutes", "ready", "unready"),
+)
+"""Pods that the reference of the operator groups otherwise than the HPA."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the summary."""
@@ -165,8 +174,6 @@ def controller(pictures: Path) -> Section:
     """(c) The real HPA."""
     recording = hpa_replay.load()
     whole = hpa_replay.compare(recording)
-    alike = hpa_replay.compare(hpa_replay.looking_back_alike(recording))
-    explained = [d for d in whole.differences if d.reason == hpa_replay.FORGOTTEN_EVENT]
     busiest = sorted(whole.decided, key=lambda name: -len({written for _, written, _ in whole.decided[name]}))
     titles = {
         w["name"]: " + ".join(map(hpa_replay.metric_name, w["hpa"]["metrics"]))
@@ -178,6 +185,8 @@ def controller(pictures: Path) -> Section:
         pictures / "controller.png",
         {f"{name}: {title}": _columns(whole.decided[name]) for title, name in list(shown.items())[:4]},
     )
+    patient = hpa_replay.compare(recording, forgets=False)
+    apart = [w for w in recording["workloads"] if hpa_replay.looks_back_apart(w)]
     kinds = _table(("metrics of the autoscaler", "decisions"), sorted(whole.kinds.items()))
     reasons = _table(("what decided, by the reference", "decisions"), sorted(whole.reasons.items()))
     text = f"""
@@ -194,11 +203,27 @@ metric can change within it. Windows and periods end halfway between two turns; 
 {whole.longest_s:.2f} s, and in {whole.clock_uncertain} decisions an age came that close to an end. The reference is
 told what was read at that moment, and what the controller (not the reference) had decided before.
 
-**Differences.** {len(whole.differences)} of {whole.decisions} ({whole.identical_ratio:.2%} identical), {len(explained)}
-of them explained by one departure that `behavior.py` documents: to keep its list short the controller overwrites a
-scale event that its own direction no longer needs, even where a longer policy of the other direction still counts it.
-That can show only where the two directions look back differently far. Among the other {alike.autoscalers} autoscalers
-{alike.identical_ratio:.2%} of {alike.decisions} decisions are identical.
+**What is remembered.** Scale events are kept as the controller keeps them: it overwrites, in the order of its list,
+one that its own direction no longer needs, even where a longer policy of the other direction still counts it. That can
+show where the two directions look back differently far, as in {len(apart)} of these autoscalers; if events were kept
+until all periods have passed, {len(patient.differences)} decisions would differ (behaviours and seed were chosen so
+that many do). A controller that is restarted knows no events, and no more does the operator. One thing is not the same:
+to the operator every change of the replicas is an event, since in Shadow it is somebody else who scales; the controller
+counts its own alone.
+
+**Differences.** {len(whole.differences)} of {whole.decisions}: {whole.identical_ratio:.2%} are identical.
+
+**What the operator does not see.** The pods above are grouped one by one, as the controller does it. In a cluster the
+operator reads no single pods: it knows how many are desired, how many exist and how many are ready, and the CPU of all
+of them in one sum, from Prometheus. A pod that was not created yet, is being deleted, or has failed counts for neither.
+For a CPU target its reference departs from the controller in these pods:
+
+{_table(("pod", "controller", "our reference"), UNSEEN)}
+
+*Unready* pods are idle on the way up and left out on the way down; *missing* ones are idle on the way up and use all of
+their request on the way down. All that pods use counts as used by the ready ones, so while pods start, ours may ask for
+more on the way up; on the way down it may ask for fewer while pods run without a metric, which has to outlast the
+stabilisation window to matter. With a target for the request rate nothing of this applies.
 
 {kinds}
 
@@ -208,16 +233,10 @@ That can show only where the two directions look back differently far. Among the
 """
     return [
         Check(
-            f"real HPA: identical of {alike.decisions} decisions",
-            f"{alike.identical_ratio:.2%}",
-            "≥ 99.9 %",
-            alike.identical_ratio >= 0.999 and alike.decisions >= 2000,
-        ),
-        Check(
-            f"real HPA: the same, with autoscalers that show the known departure, of {whole.decisions}",
+            f"real HPA: identical of {whole.decisions} decisions",
             f"{whole.identical_ratio:.2%}",
-            "every difference explained",
-            len(explained) == len(whole.differences),
+            "≥ 99.9 %",
+            whole.identical_ratio >= 0.999 and whole.decisions >= 2000,
         ),
     ], text
 

@@ -89,7 +89,7 @@ class Fleet:
         )
         clear = KillState()
         view = View(
-            scales=[ScaleView(r, r, "1", "uid") for r in seen.replicas.tolist()],
+            scales=[ScaleView(r, r, r, "1", "uid") for r in seen.replicas.tolist()],
             target_problems={},
             conflicts={},
             kills={record.key: clear for record in cohort.records},

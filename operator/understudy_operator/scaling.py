@@ -56,12 +56,14 @@ class ScaleView:
 
     Attributes:
         replicas: `spec.replicas`.
+        created: `status.replicas`, the pods that exist.
         ready: ready pods.
         resource_version, uid: of the workload object.
         owner: field manager of `spec.replicas`, empty if unknown.
     """
 
     replicas: int
+    created: int
     ready: int
     resource_version: str
     uid: str
@@ -247,8 +249,8 @@ class Scaler:
         """The scale, and from the object itself what the scale does not tell: ready pods and the owner."""
         scale = await self._kube.get(path + "/scale")
         metadata, spec = _parts(scale, "spec")
-        ready = (scale.get("status") or {}).get("replicas", 0)
-        owner = ""
+        created = (scale.get("status") or {}).get("replicas", 0)
+        ready, owner = created, ""
         try:
             whole = await self._kube.get(path)
         except KubeError as error:
@@ -257,7 +259,9 @@ class Scaler:
         else:
             ready = (whole.get("status") or {}).get("readyReplicas", ready)
             owner, _ = manager_of(whole["metadata"], "f:spec", "f:replicas")
-        return ScaleView(spec.get("replicas", 0), ready, metadata["resourceVersion"], metadata["uid"], owner)
+        return ScaleView(
+            spec.get("replicas", 0), created, ready, metadata["resourceVersion"], metadata["uid"], owner
+        )
 
     async def _path(self, target: Target) -> str:
         group, kind, namespace, name = target.key
@@ -290,10 +294,12 @@ class Scaler:
 
 def _view_of_workload(body: Mapping[str, Any]) -> ScaleView:
     metadata, spec = _parts(body, "spec")
+    status = body.get("status") or {}
     owner, _ = manager_of(metadata, "f:spec", "f:replicas")
     return ScaleView(
         replicas=spec.get("replicas", 1),
-        ready=(body.get("status") or {}).get("readyReplicas", 0),
+        created=status.get("replicas", 0),
+        ready=status.get("readyReplicas", 0),
         resource_version=metadata["resourceVersion"],
         uid=metadata["uid"],
         owner=owner,

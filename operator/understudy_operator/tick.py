@@ -183,6 +183,7 @@ class Tick:
         seen = program.Seen(
             samples=collected.samples,
             replicas=np.array([-1 if scale is None else scale.replicas for scale in found], np.int64),
+            created=np.array([0 if scale is None else scale.created for scale in found], np.int64),
             ready=np.array([0 if scale is None else scale.ready for scale in found], np.int64),
             authority=np.array(
                 [

@@ -21,7 +21,8 @@ from understudy_policy.guards.kill import handover
 from understudy_policy.guards.reasons import KillScope, Reason
 from understudy_policy.guards.target import left_alone
 from understudy_policy.references import hpa
-from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared
+from understudy_policy.references.behavior import overwrite
+from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared, take
 from understudy_policy.settings import REFERENCE_CPU, Settings
 from understudy_policy.signals import Cause, Signal
 
@@ -92,6 +93,7 @@ class Seen:
         override: `[N]` int64 pinned replicas, −1 for none.
         killed: `[N]` int64 `KillScope`.
         now_s: evaluation time of the tick.
+        created: `[N]` int64 pods that exist, `status.replicas`; None: as many as desired.
     """
 
     samples: signals.Samples
@@ -101,6 +103,7 @@ class Seen:
     override: Array
     killed: Array
     now_s: float = shared()
+    created: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -200,13 +203,14 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
 
     history = state.history
     changed = xp.where(known_target & (state.replicas >= 0), current - state.replicas, xp.zeros_like(current))
-    _remember_change(xp, history, changed, seen.now_s, settings.tick_s)
+    _remember_change(xp, history, changed, seen.now_s, settings)
     history.advance(seen.now_s, values[:, Signal.REQUEST_RATE])
     _seed(xp, history, state.ticks_seen == 0, current)
     since = xp.where(changed == 0, state.ticks_since_change + 1, xp.zeros_like(current))
 
     load = features.load(history)
-    reference_raw, reference_known = _reference(xp, settings, values, capacity, current, ready)
+    created = current if seen.created is None else xp.where(known_target, seen.created, current)
+    reference_raw, reference_known = _reference(xp, settings, values, capacity, current, created, seen.ready)
     reference, _ = hpa.normalize(
         reference_raw,
         current,
@@ -350,12 +354,21 @@ def _propose(
 
 
 def _reference(
-    xp: Any, settings: Settings, values: Array, capacity: Array, current: Array, ready: Array
+    xp: Any, settings: Settings, values: Array, capacity: Array, current: Array, created: Array, ready: Array
 ) -> tuple[Array, Array]:
-    """What an HPA on the same telemetry would recommend, and where it can know."""
+    """What an HPA on the same telemetry would recommend, and where it can know.
+
+    All that is known of the pods is how many exist (`status.replicas`), how many of those are ready
+    (`readyReplicas`), and the CPU of all of them in one sum. So this departs from the pod-by-pod rules at
+    `hpa.PodSums` in five things: a pod that exists and is not ready is unready, while the HPA calls it missing
+    if it runs without a metric (on the way down it then counts as busy) and ready if it broke after its first
+    five minutes; a ready pod without a metric is idle, not missing; one that has just become ready is ready at
+    once; and what pods that are not ready use counts as used by those that are.
+    """
     up, down = settings.behavior.scale_up.tolerance, settings.behavior.scale_down.tolerance
     request = values[:, Signal.CPU_REQUEST]
     zero = xp.zeros_like(current)
+    unready = maximum(xp, created - ready, 0)
     cpu_known = ~xp.isnan(values[:, Signal.CPU_USAGE]) & ~xp.isnan(request)
     pods = hpa.PodSums(
         ready=ready,
@@ -363,8 +376,8 @@ def _reference(
         ready_request_milli=_milli(xp, request) * ready,
         missing=zero,
         missing_request_milli=zero,
-        unready=current - ready,
-        unready_request_milli=_milli(xp, request) * (current - ready),
+        unready=unready,
+        unready_request_milli=_milli(xp, request) * unready,
     )
     percent = xp.astype(xp.round(settings.reference_target * 100), xp.int64)
     by_cpu, cpu_valid = hpa.resource_utilization(pods, current, percent, up, down)
@@ -372,7 +385,7 @@ def _reference(
     rate = values[:, Signal.REQUEST_RATE]
     per_pod = _milli(xp, settings.reference_target * capacity)
     rate_known = ~xp.isnan(rate) & ~xp.isnan(capacity) & (per_pod > 0)
-    by_rate = hpa.external_average_value(_milli(xp, rate), maximum(xp, per_pod, 1), current, up, down)
+    by_rate = hpa.external_average_value(_milli(xp, rate), maximum(xp, per_pod, 1), created, up, down)
     use_cpu = settings.reference_signal == REFERENCE_CPU
     known = xp.where(use_cpu, cpu_known & cpu_valid, rate_known)
     wanted = xp.where(use_cpu, by_cpu, by_rate)
@@ -400,13 +413,28 @@ def _remember(xp: Any, ring: Array, head: int, recommendation: Array, known: Arr
     ring[:, head] = xp.astype(xp.where(known, recommendation, nothing), ring.dtype)
 
 
-def _remember_change(xp: Any, history: past.History, changed: Array, now_s: float, tick_s: float) -> None:
-    """Book what changed since the last tick at that tick's time: that is when the write happened."""
+def _remember_change(
+    xp: Any, history: past.History, changed: Array, now_s: float, settings: Settings
+) -> None:
+    """Book what changed since the last tick, whoever wrote it, at that tick's time: then the write happened."""
     if history.ticks == 0:
         # An opening column one tick ago, so that a seed for rows that just joined has a time.
         history.head = 0
-        history.time_s[0] = now_s - tick_s
-    history.change[:, history.head] = xp.astype(changed, history.change.dtype)
+        history.time_s[0] = now_s - settings.tick_s
+    column = history.head
+    rows = xp.nonzero(changed)[0]
+    if rows.shape[0]:
+        history.change[rows, :], place, history.places[rows, :] = overwrite(
+            changed[rows],
+            history.time_s[column],
+            take(settings.behavior, rows),
+            history.time_s,
+            history.change[rows, :],
+            history.place[rows, :],
+            history.places[rows, :],
+        )
+        history.place[rows, column] = xp.astype(place, history.place.dtype)
+    history.change[:, column] = xp.astype(changed, history.change.dtype)
 
 
 def _seed(xp: Any, history: past.History, new: Array, current: Array) -> None:

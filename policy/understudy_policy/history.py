@@ -47,7 +47,10 @@ class History:
             apart, so that any window of up to K ticks is one contiguous slice.
         reference_recommendation: `[N, K]` int32, what the reference wanted before stabilisation.
         recommendation: `[N, K]` int32, what was wanted before stabilisation, all things considered.
-        change: `[N, K]` int32, replicas added or removed after the decision of that tick.
+        change: `[N, K]` int32, replicas added or removed after the decision of that tick; 0 again once the HPA has
+            overwritten the event, see `references.behavior.overwrite`.
+        place: `[N, K]` int16, where the HPA keeps that change.
+        places: `[N, 2]` int16, how many changes it keeps per direction, up first.
         blocks: `[N, B]` float32 means of the request rate, NaN where unknown.
         block_sum, block_count: `[N]` float32, the block being filled.
         time_s: `[K]` float64 time of each column, −inf where none.
@@ -60,6 +63,8 @@ class History:
     reference_recommendation: Array
     recommendation: Array
     change: Array
+    place: Array
+    places: Array
     blocks: Array
     block_sum: Array
     block_count: Array
@@ -131,6 +136,8 @@ def empty(n: int) -> History:
         reference_recommendation=np.full((n, TICKS), NO_RECOMMENDATION, np.int32),
         recommendation=np.full((n, TICKS), NO_RECOMMENDATION, np.int32),
         change=np.zeros((n, TICKS), np.int32),
+        place=np.zeros((n, TICKS), np.int16),
+        places=np.zeros((n, 2), np.int16),
         blocks=np.full((n, BLOCKS), np.nan, np.float32),
         block_sum=np.zeros(n, np.float32),
         block_count=np.zeros(n, np.float32),

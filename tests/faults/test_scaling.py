@@ -13,13 +13,13 @@ PATH = "/apis/apps/v1/namespaces/shop/deployments/web"
 HOLD_S = 20.0
 
 
-def deployment(replicas=5, ready=4, uid="u1"):
+def deployment(replicas=5, ready=4, uid="u1", created=None):
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "web", "namespace": "shop", "uid": uid},
         "spec": {"replicas": replicas},
-        "status": {"readyReplicas": ready, "replicas": replicas},
+        "status": {"readyReplicas": ready, "replicas": replicas if created is None else created},
     }
 
 
@@ -44,7 +44,7 @@ def with_scaler(test, **options):
         fake, clock = FakeKube(), Clock()
         async with fake_kube.serving(fake, **options) as kube:
             scaler = Scaler(kube, clock=clock)
-            scaler.on_workload_event(fake.put(PATH, deployment()), deleted=False)
+            scaler.on_workload_event(fake.put(PATH, deployment(created=6)), deleted=False)
             return await test(fake, kube, scaler, clock)
 
     return asyncio.run(run())
@@ -58,7 +58,8 @@ async def seen(scaler, target=WEB):
 def test_what_the_watch_has_shown_is_not_asked_for_again():
     async def test(fake, kube, scaler, clock):
         view = await seen(scaler)
-        assert (view.replicas, view.ready, view.uid, view.owner) == (5, 4, "u1", "kubectl")
+        assert (view.replicas, view.created, view.ready) == (5, 6, 4)
+        assert (view.uid, view.owner) == ("u1", "kubectl")
         assert fake.calls == []
 
     with_scaler(test)
@@ -249,7 +250,8 @@ def test_any_kind_with_scale_is_found_by_discovery_once():
         assert (view.replicas, view.ready, view.uid, view.owner) == (3, 2, "r1", "kubectl")
         fake.fail("GET", ROLLOUT_PATH, status=403, reason="Forbidden")
         view = await seen(scaler, ROLLOUT)
-        assert (view.ready, view.owner) == (3, "")  # the scale alone says only how many pods there are
+        # The scale alone says only how many pods there are.
+        assert (view.created, view.ready, view.owner) == (3, 3, "")
         assert (await scaler.write(ROLLOUT, 4, view)).outcome is Outcome.WRITTEN
         assert fake.calls.count(("GET", "/apis/example.io/v1")) == 1
 
@@ -318,7 +320,7 @@ def test_an_api_server_that_is_gone_is_called_unreachable():
             pass
         async with kube:
             (problem,) = await Scaler(kube).read_many([WEB])
-            result = await Scaler(kube).write(WEB, 3, ScaleView(1, 1, "1", "u1"))
+            result = await Scaler(kube).write(WEB, 3, ScaleView(1, 1, 1, "1", "u1"))
         assert "cannot be reached" in problem.message
         assert result.outcome is Outcome.FAILED
 

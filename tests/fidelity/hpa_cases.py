@@ -157,14 +157,17 @@ def _metric(random: np.random.Generator, kind: str, name: str, request_milli: in
 
 
 def _behavior(random: np.random.Generator) -> dict[str, Any]:
-    longest_s = int(random.choice(WINDOWS_S))
-    # The controller forgets an event when its own direction no longer needs it, see behavior.py: a few behaviours
-    # have periods that show it.
-    differ = random.random() < 0.15
+    longest_s = dict.fromkeys(("scaleUp", "scaleDown"), int(random.choice(WINDOWS_S)))
+    windows_s: tuple[int, ...] = (0, *WINDOWS_S)
+    # The controller forgets an event when its own direction no longer needs it, see `behavior.overwrite`. To show that,
+    # half of the behaviours look back far in one direction alone, and let the metrics through to the rates.
+    if random.random() < 0.5:
+        near, far = random.permutation(["scaleUp", "scaleDown"])
+        longest_s = {near: int(random.choice(WINDOWS_S[:2])), far: int(random.choice(WINDOWS_S[-2:]))}
+        windows_s = (0, 3)
     behavior: dict[str, Any] = {}
-    for direction in ("scaleUp", "scaleDown"):
-        rules: dict[str, Any] = {"stabilizationWindowSeconds": int(random.choice((0, *WINDOWS_S)))}
-        period_s = int(random.choice(WINDOWS_S)) if differ else longest_s
+    for direction, period_s in longest_s.items():
+        rules: dict[str, Any] = {"stabilizationWindowSeconds": int(random.choice(windows_s))}
         policies = [_policy(random, period_s)]
         if random.random() < 0.5:
             policies.append(_policy(random, int(random.choice([s for s in WINDOWS_S if s <= period_s]))))

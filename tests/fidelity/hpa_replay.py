@@ -1,15 +1,15 @@
 """Puts a recording of kube-controller-manager before our HPA reference and compares every decision.
 
-Only the grouping of pods and the memory of past decisions are written here, since telemetry and the caller keep those
-in the product; all arithmetic is that of `understudy_policy.references`. What the controller did is fed back after
-each decision, so that one difference cannot breed others.
+Only the grouping of pods and the keeping of past decisions are written here, since telemetry and the caller do those
+in the product; all arithmetic, and what is forgotten, is that of `understudy_policy.references`. What the controller
+did is fed back after each decision, so that one difference cannot breed others.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from understudy_policy.references.behavior import (
     SELECT_MIN,
     Behavior,
     Direction,
+    overwrite,
 )
 
 RECORDING = Path(__file__).parent / "data" / "hpa.json.gz"
@@ -36,7 +37,6 @@ _SELECT = {"Max": SELECT_MAX, "Min": SELECT_MIN, "Disabled": SELECT_DISABLED}
 _POLICY = {"Pods": POLICY_PODS, "Percent": POLICY_PERCENT}
 _SLOTS = 2
 
-FORGOTTEN_EVENT = "the controller had forgotten a scale event that the other direction's policy still counts"
 CLOCK = "an age lay on a window's end to within the time that the decision took"
 UNEXPLAINED = "unexplained"
 
@@ -77,26 +77,29 @@ class Comparison:
 
 @dataclass
 class _Memory:
-    """What kube-controller-manager remembers of one autoscaler, and how it forgets."""
+    """What kube-controller-manager remembers of one autoscaler, a column for each thing."""
 
-    recommendations: list[tuple[float, int]] = field(default_factory=list)
-    changes: list[tuple[float, int]] = field(default_factory=list)
-    kept_changes: list[tuple[float, int]] = field(default_factory=list)
-    """`changes` without those that the controller has overwritten."""
+    recommendation_s: np.ndarray = field(default_factory=lambda: np.empty(0))
+    recommendation: np.ndarray = field(default_factory=lambda: np.empty((1, 0), np.int64))
+    change_s: np.ndarray = field(default_factory=lambda: np.empty(0))
+    change: np.ndarray = field(default_factory=lambda: np.empty((1, 0), np.int64))
+    place: np.ndarray = field(default_factory=lambda: np.empty((1, 0), np.int64))
+    places: np.ndarray = field(default_factory=lambda: np.zeros((1, 2), np.int64))
 
-    def changed(self, at_s: float, change: int, longest_period_s: Mapping[bool, float]) -> None:
-        """Remember a change; the controller puts it in the place of the last old event of its direction."""
-        self.changes.append((at_s, change))
-        up = change > 0
-        old = [
-            i
-            for i, (time_s, c) in enumerate(self.kept_changes)
-            if (c > 0) == up and time_s < at_s - longest_period_s[up]
-        ]
-        if old:
-            self.kept_changes[old[-1]] = (at_s, change)
-        else:
-            self.kept_changes.append((at_s, change))
+    def recommended(self, at_s: float, replicas: int) -> None:
+        """Remember a recommendation."""
+        self.recommendation_s = np.append(self.recommendation_s, at_s)
+        self.recommendation = _append(self.recommendation, replicas)
+
+    def changed(self, at_s: float, change: int, behavior: Behavior, forgets: bool) -> None:
+        """Remember a change, in the place of another where the controller does so."""
+        kept, place, self.places = overwrite(
+            _column(change), at_s, behavior, self.change_s, self.change, self.place, self.places
+        )
+        if not forgets:
+            kept = self.change
+        self.change_s = np.append(self.change_s, at_s)
+        self.change, self.place = _append(kept, change), _append(self.place, place[0])
 
 
 def load(path: Path = RECORDING) -> dict[str, Any]:
@@ -105,51 +108,37 @@ def load(path: Path = RECORDING) -> dict[str, Any]:
     return recording
 
 
-def looking_back_alike(recording: Mapping[str, Any]) -> dict[str, Any]:
-    """The recording of those autoscalers alone of which the controller forgets no event that still counts.
-
-    These are the ones whose two directions have the same longest period, as they have by default.
-    """
-
-    def is_alike(workload: Mapping[str, Any]) -> bool:
-        longest_s = _longest_period_s(_behavior(workload["hpa"]))
-        return longest_s[True] == longest_s[False]
-
-    return {**recording, "workloads": [w for w in recording["workloads"] if is_alike(w)]}
+def looks_back_apart(workload: Mapping[str, Any]) -> bool:
+    """Whether one direction of an autoscaler counts events that the controller may forget for the other's sake."""
+    behavior = _behavior(workload["hpa"])
+    return bool(behavior.scale_up.policy_period_s.max() != behavior.scale_down.policy_period_s.max())
 
 
-def compare(recording: Mapping[str, Any]) -> Comparison:
-    """Decide again all that was decided."""
+def compare(recording: Mapping[str, Any], *, forgets: bool = True) -> Comparison:
+    """Decide again all that was decided; where it does not forget, as if the controller never overwrote an event."""
     result = Comparison(recording["kubernetes"], autoscalers=len(recording["workloads"]))
     for workload in recording["workloads"]:
-        _compare_one(workload, result)
+        _compare_one(workload, result, forgets)
     return result
 
 
-def _compare_one(workload: Mapping[str, Any], result: Comparison) -> None:
+def _compare_one(workload: Mapping[str, Any], result: Comparison, forgets: bool) -> None:
     spec, memory = workload["hpa"], _Memory()
     behavior = _behavior(spec)
     has_behavior = "behavior" in spec
-    longest_s = _longest_period_s(behavior)
     kind = " + ".join(metric_name(metric) for metric in spec["metrics"])
     for index, decision in enumerate(workload["decisions"]):
         at_s, replicas, written = decision["at_s"], decision["replicas"], decision["desired"]
-        if not memory.recommendations:
-            memory.recommendations.append((at_s, replicas))
+        if not len(memory.recommendation_s):
+            memory.recommended(at_s, replicas)
         desired, held = _proposal(spec, behavior, workload["request_milli"], decision)
         in_bounds = spec["minReplicas"] <= replicas <= spec["maxReplicas"]
         expected_reads = ["pods" if m["type"] == "Resource" else "external" for m in spec["metrics"]]
         assert decision["reads"] == (expected_reads if in_bounds else []), (workload["name"], index, decision)
-
-        def decide(
-            changes: Sequence[tuple[float, int]],
-            at_s: float = at_s,
-            replicas: int = replicas,
-            desired: int = desired,
-        ) -> tuple[int, int]:
-            return _normalized(spec, behavior, memory.recommendations, changes, at_s, replicas, desired)
-
-        ours, reason = (replicas, None) if held and in_bounds else decide(memory.changes)
+        if held and in_bounds:
+            ours, reason = replicas, None
+        else:
+            ours, reason = _normalized(spec, behavior, memory, at_s, replicas, desired)
         uncertain = _is_uncertain(decision, spec, behavior, memory)
         result.decisions += 1
         result.changes += written != replicas
@@ -161,39 +150,28 @@ def _compare_one(workload: Mapping[str, Any], result: Comparison) -> None:
         result.decided.setdefault(workload["name"], []).append((at_s, written, ours))
         if ours != written:
             why = CLOCK if uncertain else UNEXPLAINED
-            if not held and decide(memory.kept_changes)[0] == written:
-                why = FORGOTTEN_EVENT
             result.differences.append(Difference(workload["name"], index, written, ours, why))
         if in_bounds and not held:
-            memory.recommendations.append((at_s, desired))
+            memory.recommended(at_s, desired)
         if written != replicas and has_behavior:
-            memory.changed(at_s + decision["took_s"], written - replicas, longest_s)
+            memory.changed(at_s + decision["took_s"], written - replicas, behavior, forgets)
 
 
 def _normalized(
-    spec: Mapping[str, Any],
-    behavior: Behavior,
-    recommendations: Sequence[tuple[float, int]],
-    changes: Sequence[tuple[float, int]],
-    at_s: float,
-    replicas: int,
-    desired: int,
+    spec: Mapping[str, Any], behavior: Behavior, memory: _Memory, at_s: float, replicas: int, desired: int
 ) -> tuple[int, int]:
-    """`normalize` of one workload, from its events as lists."""
-    low, high = _column(spec["minReplicas"]), _column(spec["maxReplicas"])
-    # One ring for both: an event of either kind is a column, and means nothing to the other.
-    events = [(t, r, 0) for t, r in recommendations] + [(t, NO_RECOMMENDATION, c) for t, c in changes]
-    time_s, recommended, changed = (np.array(row) for row in zip(*events[-400:], strict=True))
-    now = (_column(desired), _column(replicas))
+    """`normalize` of one workload."""
+    # One ring for both: what is remembered of either kind is a column, and means nothing to the other.
+    time_s = np.concatenate([memory.recommendation_s, memory.change_s])
+    nothing = np.full_like(memory.change, NO_RECOMMENDATION)
+    recommendation = np.concatenate([memory.recommendation, nothing], axis=1)
+    change = np.concatenate([np.zeros_like(memory.recommendation), memory.change], axis=1)
+    rows = (_column(desired), _column(replicas), _column(spec["minReplicas"]), _column(spec["maxReplicas"]))
     if "behavior" not in spec:
-        rows = hpa.normalize_legacy(
-            *now, low, high, at_s, time_s, recommended[None, :], DEFAULT_STABILIZATION_S
-        )
+        found = hpa.normalize_legacy(*rows, at_s, time_s, recommendation, DEFAULT_STABILIZATION_S)
     else:
-        rows = hpa.normalize(
-            *now, low, high, behavior, at_s, time_s, recommended[None, :], changed[None, :].astype(np.int64)
-        )
-    return int(rows[0][0]), int(rows[1][0])
+        found = hpa.normalize(*rows, behavior, at_s, time_s, recommendation, change)
+    return int(found[0][0]), int(found[1][0])
 
 
 def _proposal(
@@ -258,16 +236,8 @@ def _is_uncertain(
     windows_s: set[float] = {DEFAULT_STABILIZATION_S}
     for rules in (behavior.scale_up, behavior.scale_down) if "behavior" in spec else ():
         windows_s |= {float(rules.stabilization_window_s[0]), *map(float, rules.policy_period_s[0])}
-    ages_s = [decision["at_s"] - t for t, _ in (*memory.recommendations[-20:], *memory.changes[-20:])]
+    ages_s = decision["at_s"] - np.concatenate([memory.recommendation_s[-20:], memory.change_s[-20:]])
     return any(w > 0 and abs(age - w) < slack_s for age in ages_s for w in windows_s)
-
-
-def _longest_period_s(behavior: Behavior) -> dict[bool, float]:
-    """By direction, up being True."""
-    return {
-        True: float(np.max(behavior.scale_up.policy_period_s)),
-        False: float(np.max(behavior.scale_down.policy_period_s)),
-    }
 
 
 def _behavior(spec: Mapping[str, Any]) -> Behavior:
@@ -308,3 +278,7 @@ def metric_name(metric: Mapping[str, Any]) -> str:
 
 def _column(value: float) -> np.ndarray:
     return np.array([value])
+
+
+def _append(ring: np.ndarray, newest: int) -> np.ndarray:
+    return np.append(ring, [[newest]], axis=1)

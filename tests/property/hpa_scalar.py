@@ -51,6 +51,19 @@ class History:
     up_events: list[tuple[float, int]] = field(default_factory=list)
     down_events: list[tuple[float, int]] = field(default_factory=list)
 
+    def record(self, time: float, before: int, after: int, up: Rules, down: Rules) -> None:
+        """Remember a change: in the place of the last event that its own direction no longer needs."""
+        events, rules = (self.up_events, up) if after > before else (self.down_events, down)
+        longest = max(policy.period_s for policy in rules.policies)
+        old_index = None
+        for i, (event_time, _) in enumerate(events):
+            if event_time < time - longest:
+                old_index = i
+        if old_index is None:
+            events.append((time, abs(after - before)))
+        else:
+            events[old_index] = (time, abs(after - before))
+
 
 def truncated(numerator: int, denominator: int) -> int:
     quotient = abs(numerator) // abs(denominator)

@@ -113,10 +113,8 @@ class Keda:
                     wanted, replicas, low, spec.max_replicas, spec.up, spec.down, self.history, now
                 )
             self.history.recommendations.append((now, wanted))
-        if desired > replicas:
-            self.history.up_events.append((now, desired - replicas))
-        elif desired < replicas:
-            self.history.down_events.append((now, replicas - desired))
+        if desired != replicas:
+            self.history.record(now, replicas, desired, spec.up, spec.down)
         return desired
 
     def tick(self, answer: Answer, replicas: int, now: float) -> int:

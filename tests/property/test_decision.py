@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hpa_scalar as scalar
 from understudy_policy import actions, decision
 from understudy_policy import settings as settings_module
 from understudy_policy.api import RLPolicySpec
@@ -249,3 +250,104 @@ def test_a_capacity_learned_from_an_idle_service_does_not_forbid_to_believe_in_i
         current = made.replicas
     assert observation.cause[0, Signal.REQUEST_RATE] == Cause.OK
     assert current[0] == 10
+
+
+@pytest.mark.parametrize(
+    ("signal", "desired", "created", "ready", "cores", "rate_rps", "expected"),
+    [
+        # Four busy pods, and no others exist: the HPA asks for what those four need.
+        ("cpuUtilization", 10, 4, 4, 5.6, 0.0, 8),
+        # Six more are on their way: idle, they bring the mean below the target, so it waits.
+        ("cpuUtilization", 10, 10, 4, 5.6, 0.0, 10),
+        # A rollout runs two pods more than desired: their load is not that of the other ten.
+        ("cpuUtilization", 10, 12, 12, 8.4, 0.0, 10),
+        # Within the tolerance of the pods that exist, as many stay as exist.
+        ("requestRate", 10, 11, 10, 0.0, 186.0, 11),
+        ("requestRate", 10, 4, 4, 0.0, 186.0, 11),
+    ],
+)
+def test_the_reference_counts_the_pods_that_exist(
+    signal: str, desired: int, created: int, ready: int, cores: float, rate_rps: float, expected: int
+) -> None:
+    spec = {
+        "owner": "team",
+        "scaleTargetRef": {"name": "web"},
+        "minReplicas": 1,
+        "maxReplicas": 50,
+        "objective": {"latencyThreshold": "250ms", "capacityPerPod": 25},
+        "reference": {"signal": signal, "target": 0.7},
+    }
+    policy = settings_module.from_specs([RLPolicySpec.model_validate(spec)], 15.0)
+    values = np.array([[rate_rps, 0.1, 0.0, cores, 1.0]])
+    seen = decision.Seen(
+        Samples(values, np.ones_like(values), np.zeros(values.shape, np.int64)),
+        np.array([desired]),
+        np.array([ready]),
+        np.zeros(1),
+        np.array([-1]),
+        np.zeros(1, np.int64),
+        1e9,
+        np.array([created]),
+    )
+    _, observation = decision.observe(policy, decision.initial_state(1), seen)
+    assert observation.reference_known.all()
+    assert observation.reference_raw.tolist() == [expected]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_operator_forgets_scale_events_as_the_hpa_does(seed: int) -> None:
+    """Whoever changes the replicas: what is remembered is what is in the HPA's own lists."""
+    rng = np.random.default_rng(seed)
+    up, down = (
+        [
+            scalar.Rules(0, "Max", (scalar.Policy("Pods", 4, float(period_s)),))
+            for period_s in rng.choice([15, 45, 120, 600], N)
+        ]
+        for _ in range(2)
+    )
+
+    def spec(row: int) -> RLPolicySpec:
+        def rules(of: scalar.Rules) -> dict:
+            period_s = int(of.policies[0].period_s)
+            return {"policies": [{"type": "Pods", "value": 4, "periodSeconds": period_s}]}
+
+        return RLPolicySpec.model_validate(
+            {
+                "owner": "team",
+                "scaleTargetRef": {"name": "web"},
+                "minReplicas": 1,
+                "maxReplicas": 50,
+                "objective": {"latencyThreshold": "250ms"},
+                "reference": {"behavior": {"scaleUp": rules(up[row]), "scaleDown": rules(down[row])}},
+            }
+        )
+
+    policy = settings_module.from_specs([spec(row) for row in range(N)], 15.0)
+    state, world = decision.initial_state(N), World(rng, 0.0, rng.integers(5, 30, N))
+    histories, nobody = [scalar.History() for _ in range(N)], np.zeros(N, np.int64)
+    for tick in range(300):
+        seen = world.seen(tick, np.zeros(N), nobody, nobody - 1)
+        state, _ = decision.observe(policy, state, seen)
+        after = np.where(rng.random(N) < 0.4, rng.integers(1, 30, N), world.current)
+        for row in np.flatnonzero(after != world.current):
+            before = int(world.current[row])
+            histories[row].record(seen.now_s, before, int(after[row]), up[row], down[row])
+        world.current = after
+    state, _ = decision.observe(policy, state, world.seen(300, np.zeros(N), nobody, nobody - 1))
+    time_s, change, since_s = state.history.time_s, state.history.change, 1e9 + 15.0 * 300 - 600
+    for row, history in enumerate(histories):
+        events = history.up_events + [(t, -c) for t, c in history.down_events]
+        kept = np.flatnonzero(change[row] * (time_s >= since_s))
+        assert sorted(e for e in events if e[0] >= since_s) == sorted(
+            zip(time_s[kept].tolist(), change[row, kept].tolist(), strict=True)
+        )
+
+
+def test_nothing_to_decide_is_no_error() -> None:
+    policy, nobody = settings_module.from_specs([], 15.0), np.zeros(0, np.int64)
+    samples = Samples(np.zeros((0, 5)), np.zeros((0, 5)), np.zeros((0, 5), np.int64))
+    seen = decision.Seen(samples, nobody, nobody, np.zeros(0), nobody, nobody, 1e9)
+    state, observation = decision.observe(policy, decision.initial_state(0), seen)
+    _, made = decision.decide(policy, state, observation, np.zeros((0, len(actions.TABLE))))
+    assert made.replicas.shape == (0,)

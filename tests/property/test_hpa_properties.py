@@ -21,6 +21,7 @@ from understudy_policy.references.behavior import (
     Behavior,
     Direction,
     LimitReason,
+    overwrite,
 )
 
 SLOTS = 3
@@ -166,6 +167,41 @@ def test_bounds_and_direction_always_hold(fleet: tuple[list[float], list[Workloa
             ]
             if result < row.current:
                 assert result >= min(row.current, max([row.low, *recent]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(rules, rules), min_size=1, max_size=5),
+    st.sampled_from([2, 5]),
+    st.floats(0.1, 1.0),
+    st.integers(0, 2**32 - 1),
+)
+def test_events_are_forgotten_as_the_scalar_hpa_forgets_them(
+    rows: list[tuple[scalar.Rules, scalar.Rules]], tick_s: int, busy: float, seed: int
+) -> None:
+    """On a ring that wraps, with ticks that are late, so that the lists' order is not that of time."""
+    random, n, k = np.random.default_rng(seed), len(rows), 60 // tick_s + 1
+    behavior = Behavior(direction([up for up, _ in rows]), direction([down for _, down in rows]))
+    histories = [scalar.History() for _ in rows]
+    time_s, change = np.full(k, -np.inf), np.zeros((n, k), np.int32)
+    place, length, now_s = np.zeros((n, k), np.int16), np.zeros((n, 2), np.int16), 0.0
+    for tick in range(60):
+        now_s += tick_s * int(random.choice([1, 1, 1, 4]))
+        size = random.integers(-4, 5, n) * (random.random(n) < busy)
+        column = tick % k
+        change[:, column] = 0
+        change, new_place, length = overwrite(size, now_s, behavior, time_s, change, place, length)
+        time_s[column], change[:, column], place[:, column] = now_s, size, new_place
+        for i, history in enumerate(histories):
+            if size[i]:
+                history.record(now_s, 10, 10 + size[i], *rows[i])
+            assert length[i].tolist() == [len(history.up_events), len(history.down_events)]
+            wanted = history.up_events + [(t, -c) for t, c in history.down_events]
+            got = zip(time_s.tolist(), change[i].tolist(), strict=True)
+            # What is older than every period is in nobody's way, wherever it is kept.
+            assert sorted((t, c) for t, c in got if c and t >= now_s - 60) == sorted(
+                (t, c) for t, c in wanted if t >= now_s - 60
+            )
 
 
 # --- metrics --------------------------------------------------------------------------------------------------

@@ -183,8 +183,8 @@ def test_keda_answers_as_its_transcription_does(specs, legacy, polling_s, seed):
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_the_hpa_rule_forgets_nothing_that_the_scalar_hpa_remembers(rows, legacy, seed):
-    """The scalar HPA keeps all its events: the rule's short rings must not be too short."""
+def test_the_hpa_rule_remembers_what_the_scalar_hpa_remembers(rows, legacy, seed):
+    """The scalar HPA's lists are as long as they grow: the rule's short rings must not be too short."""
     rng = np.random.default_rng(seed)
     n, low, high = len(rows), 1, 50
     rule = HpaRule(
@@ -234,10 +234,8 @@ def _hpa(row, history, usage, ready, current, bounds, now_s, legacy) -> int:
         else:
             desired, _ = hpa_scalar.normalize(wanted, current, *bounds, up, down, history, now_s)
         history.recommendations.append((now_s, wanted))
-    if desired > current:
-        history.up_events.append((now_s, desired - current))
-    elif desired < current:
-        history.down_events.append((now_s, current - desired))
+    if desired != current:
+        history.record(now_s, current, desired, up, down)
     return desired
 
 

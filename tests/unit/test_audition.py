@@ -173,7 +173,7 @@ def test_features_are_finite_whatever_happens():
 
 
 def test_nothing_is_scaled_while_nothing_is_known():
-    blind = draw(ranges=dataclasses.replace(RANGES, dropout=(1.0, 1.0)))
+    blind = draw(ranges=dataclasses.replace(RANGES, plain_share=0.0, dropout=(1.0, 1.0)))
     state, _ = audition.reset(blind)
     for _ in range(25):  # until the last hour has been forgotten
         state, _, _ = audition.step(blind, state, np.full(40, 29))

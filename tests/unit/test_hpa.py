@@ -21,6 +21,7 @@ from understudy_policy.references.behavior import (
     LimitReason,
     default_behavior,
     limit,
+    overwrite,
     stabilize,
 )
 from understudy_policy.rows import as_torch_or_numpy, namespace, take
@@ -270,6 +271,19 @@ def test_events_count_in_any_column_order() -> None:
     assert replicas.tolist() == [20 - 3 - 4 + 10]
 
 
+def test_an_event_is_forgotten_though_the_other_direction_still_counts_it() -> None:
+    """Up by 4, a minute later by 3: to the controller the second takes the place of the first."""
+    up = direction(0, SELECT_MAX, (POLICY_PODS, 4, 15))
+    behavior = Behavior(up, direction(0, SELECT_MAX, (POLICY_PODS, 1, 300)))
+    clock, change, nowhere = np.array([0.0]), np.array([[4]]), np.array([[0]])
+    kept, place, length = overwrite(one(3), 60.0, behavior, clock, change, nowhere, np.array([[1, 0]]))
+    assert (kept.tolist(), place.tolist(), length.tolist()) == ([[0]], [0], [[1, 0]])
+
+    # Younger than the longest period of its own direction, it stays, and the list grows.
+    kept, place, length = overwrite(one(3), 15.0, behavior, clock, change, nowhere, np.array([[1, 0]]))
+    assert (kept.tolist(), place.tolist(), length.tolist()) == ([[4]], [1], [[2, 0]])
+
+
 # --- many rows, two libraries -------------------------------------------------------------------------------
 
 
@@ -284,6 +298,8 @@ class Fleet:
     behavior: Behavior
     recommendation: np.ndarray
     change: np.ndarray
+    place: np.ndarray
+    length: np.ndarray
     pods: hpa.PodSums
     target: np.ndarray
 
@@ -310,6 +326,8 @@ def fleet(n: int, k: int) -> Fleet:
         behavior=Behavior(rules(), rules()),
         recommendation=draw.integers(-1, 80, (n, k)).astype(np.int32),
         change=draw.integers(-4, 5, (n, k)).astype(np.int32),
+        place=np.tile(np.arange(k, dtype=np.int16), (n, 1)),
+        length=np.full((n, 2), k, np.int16),
         pods=hpa.PodSums(*(draw.integers(0, top, n) for top in (5, 9000, 9000, 3, 3000, 3, 3000))),
         target=draw.integers(10, 200, n),
     )
@@ -330,6 +348,9 @@ def every_function(rows: Fleet, time_s: np.ndarray) -> dict[str, np.ndarray]:
         "combine": hpa.combine(asked, answered, rows.current),
         "normalize": hpa.normalize(
             rows.desired, rows.current, rows.low, rows.high, rows.behavior, *ring_args, rows.change
+        ),
+        "overwrite": overwrite(
+            rows.desired - 40, 620.0, rows.behavior, time_s, rows.change, rows.place, rows.length
         ),
         "legacy": hpa.normalize_legacy(rows.desired, rows.current, rows.low, rows.high, *ring_args),
     }

@@ -4,8 +4,8 @@ It stands apart from the rest of the HPA because the actor's proposals pass thro
 scaling up seen in a mirror: where Kubernetes has two functions, one per direction, this module picks each
 row's sign first (+1 up, -1 down), multiplies replicas by it, and needs only the one for "up".
 
-One thing is left out on purpose: kube-controller-manager may overwrite a scale event while a longer policy of
-the *other* direction still counts it. Here an event counts until every policy's period has passed.
+What it remembers is exact, too: kube-controller-manager overwrites scale events in an order of its own, and at
+times one that a longer policy of the *other* direction still counts. `overwrite` does the same.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def limit(
         max_replicas: `[N]`.
         now_s: Time of this tick, on the clock of `time_s`.
         time_s: When each column of the ring was written, minus infinity where it was not `[K]`.
-        change: Signed changes of replicas that were applied at earlier ticks `[N, K]`.
+        change: Signed changes of replicas that were applied at earlier ticks and are still remembered, see
+            `overwrite` `[N, K]`.
 
     Returns:
         Replicas (int64 `[N]`) and a `LimitReason` (int64 `[N]`).
@@ -195,12 +196,64 @@ def limit(
     return xp.where(limited, sign * allowed, desired), reason
 
 
+def overwrite(
+    size: Array, at_s: float, behavior: Behavior, time_s: Array, change: Array, place: Array, length: Array
+) -> tuple[Array, Array, Array]:
+    """Make room for a scale event where kube-controller-manager would put it, and forget what it forgets.
+
+    It keeps a list of events per direction. A new one overwrites the last in the list (which need not be the
+    newest) that is older than the longest period of its *own* direction; where there is none, the list grows.
+
+    Args:
+        size: The event, a signed change of replicas; where it is 0, nothing happens `[N]`.
+        at_s: When it was applied, on the clock of `time_s`.
+        behavior: The workloads' behaviour.
+        time_s: When each column of the rings was written, minus infinity where it was not `[K]`.
+        change: Signed changes that are remembered so far, 0 where none `[N, K]`.
+        place: The index of each of them in its direction's list `[N, K]`.
+        length: Lengths of the lists up and down; they hold events that left the rings long ago, too `[N, 2]`.
+
+    Returns:
+        `change` without what is overwritten, the event's place (int64 `[N]`), and the new lengths. The event
+        itself belongs into a column of its own.
+    """
+    xp = namespace(size, change)
+    up, happened = size > 0, size != 0
+    longest_s = xp.where(
+        up,
+        xp.max(behavior.scale_up.policy_period_s, axis=1),
+        xp.max(behavior.scale_down.policy_period_s, axis=1),
+    )
+    alike = (change != 0) & ((change > 0) == up[:, None])
+    young = alike & (time_s[None, :] >= (at_s - as_float(longest_s))[:, None])
+    mine = as_int(xp.where(up, length[:, 0], length[:, 1]))
+    # From the end of the list to its start: the first place that no young event holds is the last old one's.
+    held = xp.sort(xp.where(young, place, xp.full_like(place, -1)), axis=1, descending=True)
+    back = mine[:, None] - 1 - xp.arange(place.shape[1], device=device(place))[None, :]
+    gaps = xp.cumulative_sum(as_int((held != back) | (back < 0)), axis=1)
+    last_old = mine - 1 - xp.sum(as_int(gaps == 0), axis=1)
+    grows = last_old < 0
+    new_place = xp.where(grows, mine, last_old)
+    overwritten = happened[:, None] & alike & ~young & (place == new_place[:, None])
+    direction = xp.stack([up, ~up], axis=1)
+    grown = (happened & grows)[:, None] & direction
+    return (
+        xp.where(overwritten, xp.zeros_like(change), change),
+        new_place,
+        length + xp.astype(grown, length.dtype),
+    )
+
+
 def _change_since(xp: Any, cutoff_s: Array, time_s: Array, change: Array) -> Array:
     """Sum of every row's changes after its cut-offs: `[P, N]` from `[P, N]`, `[K]` and `[N, K]`.
 
     All rows share the clock, so one cumulative sum, newest first, answers every policy of every row.
     """
-    order = xp.argsort(time_s, descending=True)
+    if cutoff_s.shape[1] == 0:
+        return as_int(cutoff_s)
+    # Only the columns that any policy still counts: an hour is kept, and most look back for seconds.
+    reached = int(xp.sum(as_int(time_s > xp.min(cutoff_s))))
+    order = xp.argsort(time_s, descending=True)[: max(reached, 1)]
     total = xp.cumulative_sum(xp.take(change, order, axis=1), axis=1, dtype=change.dtype)
     age_s = -as_float(xp.take(time_s, order, axis=0))
     count = xp.searchsorted(age_s, xp.reshape(-cutoff_s, (-1,)), side="left")

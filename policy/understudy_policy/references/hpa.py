@@ -31,20 +31,30 @@ LEGACY_SCALE_UP_MINIMUM = 4
 class PodSums:
     """The pods of every workload, grouped as HPA groups them and summed; all int64 `[N]`, none below 0.
 
-    Pods that are terminating or failed are in no group. For pods of one template the sums lose nothing; where
-    requests differ among the missing pods and the target is above 100 %, they may be about one milli-unit
-    per missing pod off.
+    The groups, by the first line that fits a pod:
+
+    * none: it is being deleted, or has failed;
+    * unready: it is pending;
+    * missing: it has no metric, whether it is ready or not;
+    * for CPU, unready: within five minutes of its start (`--horizontal-pod-autoscaler-cpu-initialization-period`)
+      it is not ready, or was not throughout the sample; later it is not ready and never was, that is: its
+      readiness last changed within 30 s of its start (`--horizontal-pod-autoscaler-initial-readiness-delay`);
+    * ready: all others, also a pod that was ready once and is not any more.
+
+    Whoever looks at no single pods cannot group them so: `decision` says what it makes of theirs. For pods of
+    one template the sums lose nothing; where requests differ among the missing pods and the target is above
+    100 %, they may be about one milli-unit per missing pod off.
     """
 
     ready: Array
-    """Pods that have a metric and count as ready."""
+    """Pods whose metric counts."""
     ready_usage_milli: Array
     ready_request_milli: Array
     missing: Array
-    """Running pods without a metric."""
+    """Pods that should have a metric and have none: full on the way down, idle on the way up."""
     missing_request_milli: Array
     unready: Array
-    """Pending pods and, for CPU, those not ready yet."""
+    """Pods that cannot serve yet: left out on the way down, idle on the way up."""
     unready_request_milli: Array
 
 

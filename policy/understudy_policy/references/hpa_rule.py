@@ -7,6 +7,7 @@ the operator keeps: the judge runs thousands of rows of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from understudy_policy.references import hpa
 from understudy_policy.references.behavior import (
@@ -15,6 +16,7 @@ from understudy_policy.references.behavior import (
     Behavior,
     as_float,
     as_int,
+    overwrite,
 )
 from understudy_policy.references.rule import Rule, RuleSignals, State, push, whole_ticks
 from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared
@@ -28,12 +30,16 @@ class HpaMemory:
 
     Attributes:
         recommendation: `[N, K]` int32, unstabilised replicas of earlier ticks; `NO_RECOMMENDATION` where none.
-        change: `[N, C]` int32, what each of the newest ticks added or removed.
+        change: `[N, C]` int32, what each of the newest ticks added or removed, unless it is overwritten since.
+        place: `[N, C]` int16, where in the controller's lists of events each change is, see `behavior.overwrite`.
+        places: `[N, 2]` int16, how long the lists are, up first.
         time_s: `[K]` when, oldest first; minus infinity where never.
     """
 
     recommendation: Array
     change: Array
+    place: Array
+    places: Array
     time_s: Array = shared()
 
 
@@ -51,6 +57,13 @@ class HpaLoop(Rule[State]):
     tick_s: float = shared(default=15.0)
     legacy: bool = shared(default=False)
 
+    @cached_property
+    def _forgets(self) -> bool:
+        """Whether any row can forget an event that still counts: only the other direction may count it longer."""
+        xp, up, down = namespace(self.max_replicas), self.behavior.scale_up, self.behavior.scale_down
+        apart = xp.max(up.policy_period_s, axis=1) != xp.max(down.policy_period_s, axis=1)
+        return not self.legacy and bool(xp.any(apart))
+
     def remember(self, replicas: Array, now_s: float) -> HpaMemory:
         """The memory of an HPA that has just been met: the replicas found count as recommended now."""
         xp, where, n = namespace(replicas), device(replicas), replicas.shape[0]
@@ -61,9 +74,12 @@ class HpaLoop(Rule[State]):
         # The workloads lie side by side in memory: what runs over a few columns of many rows is faster so.
         nothing = xp.permute_dims(xp.zeros((columns, n), dtype=xp.int32, device=where), (1, 0))
         never = xp.full((columns,), -xp.inf, dtype=xp.float64, device=where)
+        change = nothing[:, : whole_ticks(periods_s, self.tick_s)]
         return HpaMemory(
             recommendation=push(nothing + NO_RECOMMENDATION, replicas),
-            change=nothing[:, : whole_ticks(periods_s, self.tick_s)],
+            change=change,
+            place=xp.astype(change, xp.int16),
+            places=xp.zeros((n, 2), dtype=xp.int16, device=where),
             time_s=push(never, xp.asarray(now_s, dtype=xp.float64, device=where)),
         )
 
@@ -103,10 +119,17 @@ class HpaLoop(Rule[State]):
         replicas = xp.where(inside & ~known, current, replicas)
         recommended = xp.where(inside & known, desired, xp.full_like(desired, NO_RECOMMENDATION))
         now = xp.asarray(now_s, dtype=xp.float64, device=device(current))
+        size = replicas - current
+        time_s = memory.time_s[memory.time_s.shape[0] - memory.change.shape[1] :]
+        kept, place, places = memory.change, xp.zeros_like(size), memory.places
+        if self._forgets:
+            kept, place, places = overwrite(size, now_s, self.behavior, time_s, kept, memory.place, places)
         return (
             HpaMemory(
                 push(memory.recommendation, recommended),
-                push(memory.change, replicas - current),
+                push(kept, size),
+                push(memory.place, place),
+                places,
                 push(memory.time_s, now),
             ),
             replicas,
