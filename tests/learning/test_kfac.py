@@ -147,9 +147,26 @@ def test_while_cold_it_follows_the_plain_gradient() -> None:
     model = network()
     acktr = learner(model, max_gradient_norm=1e9)
     batch, before = batch_of(model, 100), acktr.parameters.flat.clone()
-    actor, critic, _ = acktr.gradients(batch, 0.0)
+    gradients, _ = acktr.gradients(batch, 0.0)
     acktr.learn(batch, 0.1, 0.0)
-    torch.testing.assert_close(acktr.parameters.flat, before - 0.1 * (actor + critic))
+    torch.testing.assert_close(acktr.parameters.flat, before - 0.1 * gradients.sum(0))
+
+
+@pytest.mark.slow
+def test_fused_by_the_compiler_it_takes_the_same_steps() -> None:
+    models = network(), network()
+    models[1].load_state_dict(models[0].state_dict())
+    config = ACKTRConfig(cold_updates=2, inverse_updates=2)
+    plain, fused = (
+        ACKTR(model, torch.Generator().manual_seed(0), config, compiled=compiled)
+        for model, compiled in zip(models, (False, True), strict=True)
+    )
+    for seed in range(6):
+        batch = batch_of(plain.model, 60, seed)
+        for acktr in (plain, fused):
+            acktr.learn(batch, 0.1, 0.01)
+            acktr.updates += 1
+    torch.testing.assert_close(fused.parameters.flat, plain.parameters.flat, atol=1e-8, rtol=1e-6)
 
 
 def test_a_network_with_memory_is_refused() -> None:

@@ -15,11 +15,12 @@ from pydantic import dataclasses as checked
 from torch import Tensor
 
 from understudy_trainer import config as command_line
+from understudy_trainer import distributed
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.a2c import losses
-from understudy_trainer.algorithms.kfac import KFAC
+from understudy_trainer.algorithms.kfac import KFAC, compiled_with_gradients
 from understudy_trainer.algorithms.learner import Batch, Learner, LearnerConfig, Metrics
-from understudy_trainer.algorithms.optimizers import clip_norm
+from understudy_trainer.algorithms.optimizers import FlatParameters, clip_norm
 from understudy_trainer.constraint import ConstraintConfig
 
 
@@ -45,10 +46,23 @@ class ACKTRConfig(LearnerConfig):
     """Updates along plain gradients at the begin, until there is a picture of the curvature."""
     inverse_updates: int = Field(default=10, ge=1)
     """Updates from one inversion of the factors to the next."""
-    fisher_rows: int = Field(default=4096, ge=1)
-    """Steps of a rollout that curvature is estimated on, at most."""
+    fisher_rows: int = Field(default=1024, ge=1)
+    """Steps of a rollout that curvature is estimated on, at most; the factors remember many rollouts."""
     chunk_rows: int = Field(default=8192, ge=1)
     """Steps whose gradient is computed at once; see A2C."""
+
+
+def split_gradients(
+    model: ActorCritic,
+    parameters: FlatParameters,
+    batch: Batch,
+    value_coefficient: float,
+    entropy_coefficient: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradients `[2, P]` of the actor's and of the critic's summed loss, and the sums `[3]` of `a2c.losses`."""
+    actor, critic, told = losses(model, batch, value_coefficient, entropy_coefficient)
+    found = [parameters.gradient(actor, keep_graph=True), parameters.gradient(critic)]
+    return torch.stack(found), told
 
 
 class ACKTR(Learner):
@@ -62,6 +76,7 @@ class ACKTR(Learner):
         generator: torch.Generator,
         config: ACKTRConfig | None = None,
         constraint: ConstraintConfig | None = None,
+        compiled: bool = False,
     ) -> None:
         """Take over a network.
 
@@ -70,6 +85,7 @@ class ACKTR(Learner):
             generator: source of the draws for the Fisher matrix, on the model's device.
             config: options.
             constraint: bound on the mean cost.
+            compiled: fuse the two gradients, and the look at curvature, by `torch.compile`.
 
         Raises:
             ValueError: the network has a memory, whose curvature K-FAC does not describe.
@@ -81,42 +97,43 @@ class ACKTR(Learner):
         self.config = config or ACKTRConfig()
         super().__init__(model, self.config, constraint)
         self.generator = generator
-        self.kfac = KFAC(model, self.parameters, self.config.damping, self.config.decay)
+        self.kfac = KFAC(model, self.parameters, self.config.damping, self.config.decay, compiled)
+        self._gradients = compiled_with_gradients(split_gradients) if compiled else split_gradients
         self.velocity = torch.zeros_like(self.parameters.flat)
 
     def learn(self, batch: Batch, learning_rate: float, entropy_coefficient: float) -> Metrics:
         """See `Learner`."""
         config = self.config
         self._picture(batch)
-        actor, critic, metrics = self.gradients(batch, entropy_coefficient)
+        gradients, metrics = self.gradients(batch, entropy_coefficient)
+        gradients = distributed.averaged(gradients)
         if self.updates < config.cold_updates:
-            direction = actor + critic
+            direction = gradients.sum(dim=0)
             metrics["gradient_norm"] = clip_norm(direction, config.max_gradient_norm)
         else:
-            # Each within its own region: else an upset critic would shorten the policy's steps to nothing.
-            turned = [self._within_region(part, learning_rate) for part in (actor, critic)]
-            direction = turned[0][0] + turned[1][0]
-            metrics["actor_shortened"], metrics["critic_shortened"] = turned[0][1], turned[1][1]
+            direction, factors = self._within_region(gradients, learning_rate)
+            metrics["actor_shortened"], metrics["critic_shortened"] = factors
         # Scaled so that a direction that persists is followed at the learning rate.
         self.velocity.mul_(config.momentum).add_(direction, alpha=1.0 - config.momentum)
         self.parameters.flat.add_(self.velocity, alpha=-learning_rate)
         return metrics
 
-    def gradients(self, batch: Batch, entropy_coefficient: float) -> tuple[Tensor, Tensor, Metrics]:
-        """Gradients `[P]` of the actor's and of the critic's mean loss."""
+    def gradients(self, batch: Batch, entropy_coefficient: float) -> tuple[Tensor, Metrics]:
+        """Gradients `[2, P]` of the actor's and of the critic's mean loss."""
         steps = batch.action.numel()
         size = math.ceil(batch.rows / math.ceil(steps / self.config.chunk_rows))
         coefficient = self.parameters.flat.new_tensor(entropy_coefficient)
-        actor, critic = torch.zeros_like(self.parameters.flat), torch.zeros_like(self.parameters.flat)
+        gradients = self.parameters.flat.new_zeros((2, len(self.parameters.flat)))
         sums = coefficient.new_zeros(3)
         for start in range(0, batch.rows, size):
             part = batch.select(slice(start, start + size))
-            policy, judge, told = losses(self.model, part, self.config.value_coefficient, coefficient)
-            actor += self.parameters.gradient(policy, keep_graph=True)
-            critic += self.parameters.gradient(judge)
+            found, told = self._gradients(
+                self.model, self.parameters, part, self.config.value_coefficient, coefficient
+            )
+            gradients += found
             sums += told
         names = ("policy_loss", "value_loss", "entropy")
-        return actor / steps, critic / steps, dict(zip(names, sums / steps, strict=True))
+        return gradients / steps, dict(zip(names, sums / steps, strict=True))
 
     def _picture(self, batch: Batch) -> None:
         stride = math.ceil(batch.rows / self.config.fisher_rows)
@@ -126,13 +143,16 @@ class ACKTR(Learner):
         if after >= 0 and after % self.config.inverse_updates == 0:
             self.kfac.invert()
 
-    def _within_region(self, gradient: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """The natural gradient, shortened to the trust region, and the factor that it was shortened by."""
-        natural = self.kfac.precondition(gradient)
+    def _within_region(self, gradients: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """The sum `[P]` of the natural gradients, each shortened to the trust region, and the factors `[2]` of that.
+
+        Each on its own: else an upset critic would shorten the policy's steps to nothing.
+        """
+        natural = self.kfac.precondition(gradients)
         # Half the step's length in the Fisher metric is its divergence; F times the natural gradient is the gradient.
-        divergence = 0.5 * learning_rate**2 * (natural @ gradient)
-        factor = (self.config.kl_limit / divergence.clamp(min=1e-20)).sqrt().clamp(max=1.0)
-        return natural * factor, factor
+        divergence = 0.5 * learning_rate**2 * (natural * gradients).sum(dim=1)
+        factors = (self.config.kl_limit / divergence.clamp(min=1e-20)).sqrt().clamp(max=1.0)
+        return factors @ natural, factors
 
     def state_dict(self) -> dict[str, Any]:
         """See `Learner`."""

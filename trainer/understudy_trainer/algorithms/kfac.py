@@ -8,14 +8,19 @@ arXiv:1503.05671). A natural gradient then is `G⁻¹ ∇W A⁻¹`, two products
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from understudy_trainer import actor_critic
+from understudy_trainer import actor_critic, distributed
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.optimizers import FlatParameters
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,61 @@ def trace(
     return logits, through(model.critic, judged), activities
 
 
+def compiled_with_gradients(function: Callable[P, R]) -> Callable[P, R]:
+    """Fuse a function that asks for gradients by itself, forward and backward passes in one piece, by `torch.compile`.
+
+    Several gradients of one forward pass then cost hardly more than one.
+    """
+    # Process-wide and read when the function is first called; what asks for no gradient inside is compiled as ever.
+    torch._dynamo.config.trace_autograd_ops = True
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
 def with_one(taken: Tensor) -> Tensor:
     """Inputs `[B, in]` with a one behind them, which makes the bias a column of the weights: `[B, in + 1]`."""
     return torch.cat([taken, taken.new_ones((len(taken), 1))], dim=1)
 
 
+@torch.enable_grad()
+def moments(
+    model: ActorCritic, observation: Tensor, mask: Tensor | None, uniform: Tensor, noise: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Second moments of what goes into every linear layer and of the gradients at what comes out.
+
+    The Fisher matrix proper: gradients of the log-likelihood of what the model itself would do, so actions are drawn
+    from it (those of the rollout would do as well), and the critic counts as the mean of a normal distribution with
+    variance one (the Gauss-Newton matrix of its squared error).
+
+    Args:
+        model: without memory.
+        observation, mask: `[B, F]`, and `[B, A]` or None.
+        uniform: `[B, A]` random numbers that actions are drawn with.
+        noise: `[B, V]` normal random numbers that values are drawn with.
+
+    Returns:
+        For every layer in the order of `model.modules()` `[in + 1, in + 1]`, and `[out, out]`.
+    """
+    logits, value, activities = trace(model, observation, mask)
+    action = actor_critic.sample(logits.detach(), uniform)
+    # The gradient of a normal log-likelihood at a draw is the noise of that draw.
+    likelihood = actor_critic.log_prob(logits, action).sum() + (value * noise).sum()
+    gradients = torch.autograd.grad(likelihood, [activity.given for activity in activities])
+    rows = len(observation)
+    taken = [with_one(activity.taken) for activity in activities]
+    return [one.T @ one / rows for one in taken], [one.T @ one / rows for one in gradients]
+
+
 class KFAC:
     """Running Kronecker factors of all linear layers of an actor-critic, and their damped inverses."""
 
-    def __init__(self, model: ActorCritic, parameters: FlatParameters, damping: float, decay: float) -> None:
+    def __init__(
+        self,
+        model: ActorCritic,
+        parameters: FlatParameters,
+        damping: float,
+        decay: float,
+        compiled: bool = False,
+    ) -> None:
         """Begin with no picture at all.
 
         Args:
@@ -73,6 +124,7 @@ class KFAC:
             damping: added to the Fisher matrix, split between the factors by their size (factored Tikhonov).
             decay: share of the old factors that is kept at an update, once there were 1 / (1 - decay) of them;
                 until then they are the plain mean, which has no memory of the zeros that they began with.
+            compiled: fuse `moments` by `torch.compile`; see `compiled_with_gradients`.
         """
         self.model = model
         self.damping = damping
@@ -92,29 +144,22 @@ class KFAC:
         self.input_inverses = [zeros(factor.shape) for factor in self.inputs]
         self.output_inverses = [zeros(factor.shape) for factor in self.outputs]
         self.count = torch.zeros((), dtype=torch.float64)  # on the host: no wait for the device
+        self._moments = compiled_with_gradients(moments) if compiled else moments
 
     def update(self, observation: Tensor, mask: Tensor | None, generator: torch.Generator) -> None:
-        """Fold in the curvature at observations `[B, F]`.
-
-        The Fisher matrix proper: gradients of the log-likelihood of what the model itself would do, so actions are
-        drawn from it anew (those of the rollout would do as well), and the critic counts as the mean of a normal
-        distribution with variance one (the Gauss-Newton matrix of its squared error).
-        """
-        with torch.enable_grad():
-            logits, value, activities = trace(self.model, observation, mask)
-            uniform = torch.rand(logits.shape, generator=generator, device=logits.device)
-            action = actor_critic.sample(logits.detach(), uniform)
-            noise = torch.randn(value.shape, generator=generator, device=value.device)
-            # The gradient of a normal log-likelihood at a draw is the noise of that draw.
-            likelihood = actor_critic.log_prob(logits, action).sum() + (value * noise).sum()
-            gradients = torch.autograd.grad(likelihood, [activity.given for activity in activities])
+        """Fold in the curvature at observations `[B, F]`, of gradients that are drawn anew; see `moments`."""
+        draws = (
+            (len(observation), self.model.head.out_features),
+            (len(observation), self.model.critic.out_features),
+        )
+        uniform = torch.rand(draws[0], generator=generator, device=observation.device)
+        noise = torch.randn(draws[1], generator=generator, device=observation.device)
+        taken, given = self._moments(self.model, observation, mask, uniform, noise)
         self.count += 1
         share = max(1.0 / float(self.count), 1.0 - self.decay)
-        index = {id(layer): i for i, layer in enumerate(self.layers)}
-        for activity, gradient in zip(activities, gradients, strict=True):
-            i, taken = index[id(activity.layer)], with_one(activity.taken)
-            self.inputs[i].lerp_(taken.T @ taken / len(taken), share)
-            self.outputs[i].lerp_(gradient.T @ gradient / len(taken), share)
+        seen = distributed.averaged_each(taken + given)
+        for running, new in zip(self.inputs + self.outputs, seen, strict=True):
+            running.lerp_(new, share)
 
     def invert(self) -> None:
         """Bring the damped inverses up to date. Factors of one size are inverted together."""
@@ -137,16 +182,16 @@ class KFAC:
             for found, (_, inverse) in zip(torch.cholesky_inverse(lower), group, strict=True):
                 inverse.copy_(found)
 
-    def precondition(self, gradient: Tensor) -> Tensor:
-        """The natural gradient `[P]` of a gradient `[P]`."""
-        natural = gradient.clone()
+    def precondition(self, gradients: Tensor) -> Tensor:
+        """The natural gradients `[…, P]` of gradients `[…, P]`."""
+        natural = gradients.clone()
         for layer, (weight, bias), taken, given in zip(
             self.layers, self._slices, self.input_inverses, self.output_inverses, strict=True
         ):
-            whole = torch.cat([gradient[weight].view_as(layer.weight), gradient[bias][:, None]], dim=1)
-            turned = given @ whole @ taken
-            natural[weight] = turned[:, :-1].flatten()
-            natural[bias] = turned[:, -1]
+            rows = gradients[..., weight].unflatten(-1, layer.weight.shape)
+            turned = given @ torch.cat([rows, gradients[..., bias, None]], dim=-1) @ taken
+            natural[..., weight] = turned[..., :-1].flatten(-2)
+            natural[..., bias] = turned[..., -1]
         return natural
 
     def state_dict(self) -> dict[str, list[Tensor] | Tensor]:
