@@ -9,7 +9,7 @@ DEV := .venv/bin
 PYTEST_ARGS ?=
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml
 
-.PHONY: help demo control-plane test quick lint types contracts manifests manifests-check locks clean
+.PHONY: help demo finetune-demo control-plane test quick lint types contracts manifests manifests-check locks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,10 @@ endef
 
 demo: .venv-demo/.ready  ## the closed loop on a local control plane: make demo [TRACE=file] [CONTEXT=cluster] [SECONDS=240]
 	$(DEMO)/python -m understudy_demo $(if $(TRACE),--trace $(TRACE)) $(if $(CONTEXT),--context $(CONTEXT)) $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
+
+finetune-demo: .venv/.ready  ## a workload's own policy from its history: make finetune-demo [HISTORY=file] [CAPACITY_RPS=20]
+	$(DEV)/understudy train --finetune $(if $(HISTORY),--history $(HISTORY),--generated-history) \
+		--capacity-rps $(or $(CAPACITY_RPS),20) --folder out/finetune-demo --name own $(ARGS)
 
 control-plane: .venv/.ready  ## build etcd, kube-apiserver, kube-controller-manager and Prometheus into the cache
 	$(DEV)/python -m understudy_demo.controlplane.binaries

@@ -17,8 +17,9 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ SIZES = (1, 16, 256, 1_024, 4_096, 16_384, 65_536)
 BACKENDS = ("numpy", "torch", "torch.compile", "cuda")
 MODELS = ("cluster", "audition")
 TICKS = 4
+HORIZON_TICKS, NODE_HORIZON_TICKS = 48, 32
+"""As in training."""
 AIM = 10e6
 REPEATS, SECONDS = 3, 2.0
 
@@ -126,10 +129,8 @@ def _say(worker: subprocess.Popen[str]) -> None:
 
 def work(backend: str, model: str, size: int) -> None:
     """Be a measuring process: say that everything is ready, wait, measure, say how it went."""
-    rng = np.random.default_rng(0)
-    episode = scenario.draw(size, 10 * TICKS, scenario.stock(64, rng, 10 * TICKS), rng)
     convert, compiler, wait = _library(backend)
-    episode = as_torch_or_numpy(episode, convert)
+    episode = as_torch_or_numpy(_episode(size), convert)
     run, kept = (_cluster if model == "cluster" else _audition)(episode, compiler)
     begun = time.perf_counter()
     run()
@@ -152,12 +153,33 @@ def work(backend: str, model: str, size: int) -> None:
     print(json.dumps({"rate": max(rates), "per_cpu_second": max(per_cpu)}), flush=True)
 
 
+def _episode(size: int) -> audition.Episode:
+    """Workloads of every kind, whose start-ups are told apart equally long, however many are drawn."""
+    rng = np.random.default_rng(0)
+    episode = scenario.draw(size, 10 * TICKS, scenario.stock(64, rng, 10 * TICKS), rng)
+    config, nodes = episode.cluster, episode.cluster.nodes
+    assert nodes is not None
+    nodes = replace(nodes, startup=_until(nodes.startup, NODE_HORIZON_TICKS))
+    return replace(
+        episode, cluster=replace(config, nodes=nodes, startup=_until(config.startup, HORIZON_TICKS))
+    )
+
+
+def _until(startup: np.ndarray, ticks: int) -> np.ndarray:
+    """Probabilities `[N, ticks + 1]` of being ready by age."""
+    until = np.ones((ticks + 1, len(startup)), startup.dtype)
+    known = min(ticks, startup.shape[1])
+    until[:known] = startup.T[:known]
+    return until.T
+
+
 def _library(backend: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[], None]]:
     """How arrays are converted, how functions are compiled, and how the device is waited for."""
     if backend == "numpy":
         return lambda array: array, lambda function: function, lambda: None
     import torch
 
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
 

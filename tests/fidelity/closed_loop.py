@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -27,7 +26,6 @@ from understudy_policy.api import RLPolicySpec
 from understudy_policy.artifact import ActorStore
 from understudy_policy.guards.reasons import KillScope
 from understudy_policy.signals import Samples
-from understudy_simulator import metrics
 from understudy_simulator.arrivals import draw_arrivals
 from understudy_simulator.cluster import PROFILES, Draws, configure, initial, observe, step
 
@@ -185,11 +183,7 @@ def simulate(run: Run, lanes: int = 64, seed: int = 0, follow: bool = False) -> 
         seed: of arrivals, service and start-up.
         follow: take the replicas that the operator asked for, instead of deciding.
     """
-    with patch.object(metrics, "LATENCY_EDGES_RATIO", EDGES_RATIO):
-        return _simulate(run, lanes, np.random.default_rng(seed), follow)
-
-
-def _simulate(run: Run, lanes: int, rng: np.random.Generator, follow: bool) -> Simulated:
+    rng = np.random.default_rng(seed)
     config = configure(
         [PROFILE] * lanes,
         STARTUP_MEDIAN_S + CONTROL_S,
@@ -199,13 +193,14 @@ def _simulate(run: Run, lanes: int, rng: np.random.Generator, follow: bool) -> S
         termination_s=TERMINATION_S + CONTROL_S,
         metric_lag_s=SCRAPE_AGE_S,
         metric_window_s=WINDOW_S,
+        latency_edges_ratio=EDGES_RATIO,
     )
     spec = RLPolicySpec.model_validate(run.spec)
     program = _Program(spec, lanes)
     replicas = np.full(lanes, float(run.found[0]))
     # The emulator has only just begun: Prometheus remembers nothing, and its rates rise as their window fills.
     state = initial(config, replicas, np.full(lanes, run.requests[0] / TICK_S))
-    state = replace(state, scraped=np.zeros_like(state.scraped))
+    state = replace(state, scrapes=tuple(np.zeros_like(scrape) for scrape in state.scrapes))
     pod_seconds, missed, came = np.zeros(lanes), np.zeros(lanes), np.zeros(lanes)
     ready = []
     for tick, requests in enumerate(run.requests):

@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 
 from understudy_policy import actions, artifact, features
-from understudy_trainer import train
+from understudy_trainer import actors, train
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment, _ahead
 from understudy_trainer.environment import Step
+from understudy_trainer.options import OptionsError, read_options
 from understudy_trainer.training import make_model
 
 SMALL = AutoscalingConfig(workloads=6, episode_ticks=8, curves=8, batches=2, lives=2)
@@ -107,7 +108,7 @@ def test_hints_tell_what_is_coming_whatever_the_actor_does() -> None:
 
 def test_the_actor_never_hears_the_hints() -> None:
     world = AutoscalingEnvironment(SMALL, seed=0)
-    model = make_model(world, train.read_options(None, []).training())
+    model = make_model(world, read_options(None, []).training())
     seen = world.reset().observation
     model.observe(seen)
     other = seen.clone()
@@ -117,7 +118,7 @@ def test_the_actor_never_hears_the_hints() -> None:
     assert torch.equal(one.logits, two.logits)
     assert not torch.equal(one.value, two.value)
     with pytest.raises(ValueError, match="shared_trunk is True"):
-        make_model(world, train.read_options(None, ["network.shared_trunk=true"]).training())
+        make_model(world, read_options(None, ["network.shared_trunk=true"]).training())
 
 
 def test_a_hint_is_the_mean_of_what_lies_ahead_and_the_last_value_lasts() -> None:
@@ -153,25 +154,25 @@ def test_prices_are_drawn_anew_in_every_life_and_told_to_the_actor() -> None:
 def test_unknown_and_refused_options_are_named(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("world: {workloads: 32}\n")
-    options = train.read_options(file, ["ppo.epochs=3"])
+    options = read_options(file, ["ppo.epochs=3"])
     assert (options.world.workloads, options.ppo.epochs, options.ppo.gamma) == (32, 3, 0.97)
-    with pytest.raises(train.OptionsError, match=r"world\.workload is no option.*workloads"):
-        train.read_options(None, ["world.workload=3"])
-    with pytest.raises(train.OptionsError, match=r"world\.episode_ticks is 0: .*greater than or equal to 4"):
-        train.read_options(None, ["world.episode_ticks=0"])
+    with pytest.raises(OptionsError, match=r"world\.workload is no option.*workloads"):
+        read_options(None, ["world.workload=3"])
+    with pytest.raises(OptionsError, match=r"world\.episode_ticks is 0: .*greater than or equal to 4"):
+        read_options(None, ["world.episode_ticks=0"])
 
 
 def network(hidden: str) -> ActorCritic:
     world = SimpleNamespace(
         observation_size=features.F, num_actions=len(actions.TABLE), device=torch.device("cpu"), hints=0
     )
-    return make_model(world, train.read_options(None, [f"network.hidden={hidden}"]).training())
+    return make_model(world, read_options(None, [f"network.hidden={hidden}"]).training())
 
 
 @pytest.mark.parametrize("hidden", ["[64, 64]", "[96, 80]"])
 def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: str) -> None:
     model = network(hidden)
-    train.begin(model, "builtin://imitation")
+    actors.begin(model, "builtin://imitation")
     begun = artifact.load("builtin://imitation")
     golden = np.array(begun.manifest.golden_features, np.float32)
     everything = np.ones((len(golden), len(actions.TABLE)), bool)
@@ -182,17 +183,17 @@ def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: s
 
 def test_an_actor_that_does_not_fit_in_is_refused() -> None:
     with pytest.raises(
-        train.OptionsError, match=r"begin_with is builtin://imitation, whose trunk\.0\.weight is \[64"
+        OptionsError, match=r"begin_with is builtin://imitation, whose trunk\.0\.weight is \[64"
     ):
-        train.begin(network("[32, 64]"), "builtin://imitation")
-    with pytest.raises(train.OptionsError, match=r"as many layers"):
-        train.begin(network("[64, 64, 64]"), "builtin://imitation")
-    with pytest.raises(train.OptionsError, match=r"as many layers"):
-        train.begin(network("[64]"), "builtin://imitation")
+        actors.begin(network("[32, 64]"), "builtin://imitation")
+    with pytest.raises(OptionsError, match=r"as many layers"):
+        actors.begin(network("[64, 64, 64]"), "builtin://imitation")
+    with pytest.raises(OptionsError, match=r"as many layers"):
+        actors.begin(network("[64]"), "builtin://imitation")
 
 
 def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> None:
-    options = train.read_options(
+    options = read_options(
         None,
         [
             "world={workloads: 520, episode_ticks: 8, curves: 8, batches: 1, compiled: false}",

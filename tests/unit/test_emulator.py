@@ -66,7 +66,7 @@ def p99_s(samples, before, **labels):
         - total(before, "http_request_duration_seconds_bucket", le=le, **labels)
         for le in (*(f"{e:g}" for e in edges[:-1]), "+Inf")
     ]
-    return histogram_quantile(0.99, np.array([edges[:-1]]), np.array([counts]))[0]
+    return histogram_quantile(0.99, edges[:-1], np.array([counts]))[0]
 
 
 @pytest.mark.parametrize("per_pod", [True, False])

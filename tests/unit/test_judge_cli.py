@@ -10,10 +10,12 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from small_contest import constant_actor, wave, write_trace
+from small_contest import NamesARow, constant_actor, wave, write_trace
 from understudy_operator.cli import main
-from understudy_simulator import cli
+from understudy_simulator import cli, own
 from understudy_simulator.cluster import PROFILES
+from understudy_simulator.judge import bench as bench_module
+from understudy_simulator.judge import tuning
 from understudy_simulator.traces import Trace
 
 
@@ -155,7 +157,7 @@ def test_rates_over_windows_that_overlap_do_not_make_clumped_requests_look_calm(
     total = np.concatenate([[0], np.cumsum(counts)])
     at = np.arange(60, len(total), 15)
     rates = Trace("sum(rate(x[1m]))", 15.0 * np.arange(len(at)), (total[at] - total[at - 60]) / 60.0)
-    (cell,) = cli._own_cells(cli.Own(rates, PROFILES["web"], 30.0), seeds=2)
+    (cell,) = own.own_cells(own.Own(rates, PROFILES["web"], 30.0), seeds=2)
     assert cell.dispersion == 2.0
 
 
@@ -178,6 +180,43 @@ def test_a_folder_without_traces_and_a_file_that_is_no_policy_are_one_line(tmp_p
 def test_a_folder_that_is_missing_is_said_before_hours_of_work(tmp_path, traces):
     gone = tmp_path / "gone" / "figures.json"
     assert "make it first" in run("bench", "--traces", traces, "--quick", "--json", gone, code=1).stderr
+
+
+def test_a_page_without_marks_is_refused_before_hours_of_work(tmp_path, traces, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("# no marks\n")
+    monkeypatch.setattr(bench_module, "run", never)
+    assert "judge: begin" in run("bench", "--traces", traces, "--quick", "--markdown", page, code=1).stderr
+    assert page.read_text() == "# no marks\n"
+
+
+def test_training_further_needs_a_policy_and_a_trainer(tmp_path, traces, monkeypatch):
+    told = run("bench", "--traces", traces, "--quick", "--finetune", code=1).stderr
+    assert "--finetune needs --policy" in told
+
+    def lacking():
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(tuning, "plugged", lacking)
+    policy = constant_actor(tmp_path / "mine.onnx", 15)
+    told = run("bench", "--traces", traces, "--quick", "--finetune", "--policy", policy, code=1).stderr
+    assert (
+        told.splitlines()[-1]
+        == "error: --finetune needs the trainer, which lacks torch: pip install 'understudy[trainer]'"
+    )
+
+
+def test_a_past_that_is_too_short_to_learn_from_leaves_the_policy_as_it_was(tmp_path, history, monkeypatch):
+    monkeypatch.setattr(tuning, "plugged", lambda: NamesARow(()))
+    policy = constant_actor(tmp_path / "mine.onnx", 15)
+    result = run("replay", "--history", history, "--capacity-rps", 20, "--seeds", 2, "--workers", 1, "--finetune",
+                 "--policy", policy, "--json", tmp_path / "told.json")  # fmt: skip
+    assert "not trained further" in result.stderr
+    assert "fine-tuned would have saved" in result.stdout
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert len(told["conditions"]["not_fine_tuned"]) == 1
+    by_name = {row["contestant"]: row["adjusted"] for row in told["cells"]}
+    assert by_name["fine-tuned"] == by_name["zero-shot"]
 
 
 def test_the_operators_command_line_has_them_and_loads_none_of_it():

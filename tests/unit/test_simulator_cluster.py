@@ -38,11 +38,10 @@ def test_new_pods_become_ready_as_the_start_up_distribution_says():
     median_s, sigma, n = 30.0, 0.4, 20_000
     config = configure([PROFILES["web"]] * n, startup_median_s=median_s, startup_sigma=sigma)
     schedule = pods.all_ready(np.full(n, 2.0), config.startup)
-    schedule = pods.scale(schedule, np.full(n, 5.0), config.startup, np.random.default_rng(0).random(n))
-    assert (pods.ready(schedule) == 2).all()
-    assert (pods.existing(schedule) == 5).all()
+    uniform = np.random.default_rng(0).random(n)
     for tick in range(1, 8):
-        schedule = pods.advance(schedule)
+        schedule = pods.advance(schedule, np.full(n, 5.0), config.startup, uniform)
+        assert (pods.existing(schedule) == 5).all()
         share = (pods.ready(schedule) - 2).mean() / 3
         expected = 0.5 * math.erfc(-math.log(tick * 15 / median_s) / sigma / math.sqrt(2))
         assert share == pytest.approx(expected, abs=0.01)
@@ -58,19 +57,29 @@ def test_pods_are_whole_and_never_ready_before_they_exist(changes, median_s):
     schedule = pods.all_ready(np.array([3.0]), config.startup)
     for replicas, uniform in changes:
         before = pods.ready(schedule)[0]
-        schedule = pods.scale(schedule, np.array([float(replicas)]), config.startup, np.array([uniform]))
+        schedule = pods.advance(schedule, np.array([float(replicas)]), config.startup, np.array([uniform]))
         assert pods.existing(schedule)[0] == replicas
-        assert pods.ready(schedule)[0] == min(before, replicas)
+        assert pods.ready(schedule)[0] >= min(before, replicas)
         assert (schedule == schedule.round()).all()
         assert (np.diff(schedule, axis=1) >= 0).all()
-        schedule = pods.advance(schedule)
+
+
+def test_no_draw_makes_more_pods_than_were_asked_for():
+    created = np.arange(1, 20_000, dtype=np.float32)
+    startup = np.repeat(np.array([[0.0, 0.5, 1.0, 1.0]], np.float32), len(created), axis=0)
+    nearly_one = np.full(len(created), np.nextafter(np.float32(1), np.float32(0)))
+    schedule = pods.advance(pods.all_ready(0 * created, startup), created, startup, nearly_one)
+    assert schedule.dtype == np.float32
+    np.testing.assert_array_equal(schedule[:, 1], created)
+    np.testing.assert_array_equal(schedule[:, 0], np.ceil(created / 2))
 
 
 def test_scale_in_takes_starting_pods_before_ready_ones():
     config = configure([PROFILES["web"]], startup_median_s=60.0)
     schedule = pods.all_ready(np.array([4.0]), config.startup)
-    schedule = pods.scale(schedule, np.array([10.0]), config.startup, np.array([0.3]))
-    schedule = pods.scale(schedule, np.array([6.0]), config.startup, np.array([0.3]))
+    schedule = pods.advance(schedule, np.array([10.0]), config.startup, np.array([0.3]))
+    assert (pods.ready(schedule)[0], pods.existing(schedule)[0]) == (4, 10)
+    schedule = pods.advance(schedule, np.array([6.0]), config.startup, np.array([0.3]))
     assert (pods.ready(schedule)[0], pods.existing(schedule)[0]) == (4, 6)
 
 
@@ -209,6 +218,26 @@ def test_profiles_can_meet_their_slo_with_enough_pods_and_only_then():
         enough, short = outcome.violations / outcome.arrivals
         assert enough < 0.005, name
         assert short > 0.5, name
+
+
+def test_latency_is_seen_through_the_buckets_that_were_configured():
+    seen = []
+    for edges in ((0.5, 1.0, 2.0), (0.8, 0.9)):
+        config = configure([PROFILES["web"]], latency_edges_ratio=edges)
+        state = initial(config, np.array([6.0]), np.array([100.0]))
+        state, outcome = step(config, state, np.array([6.0]), steady(config, 100.0), quiet(config))
+        assert outcome.within.shape == (1, len(edges))
+        seen.append(observe(config, state)[0, Signal.LATENCY] / PROFILES["web"].latency_threshold_s)
+    # 99 % take less than 0.8 of the threshold, but fewer less than half of it: linear within the bucket reached.
+    coarse, fine = seen
+    assert 0.85 < coarse < 1.0
+    assert 0.78 < fine < 0.8
+
+
+@pytest.mark.parametrize("edges", [(), (1.0, 0.5), (0.0, 1.0), (1.0, 1.0), (float("nan"),)])
+def test_latency_buckets_that_do_not_rise_are_refused(edges):
+    with pytest.raises(ValueError, match=r"latency_edges_ratio is .*; give edges above 0 that rise"):
+        configure([PROFILES["web"]], latency_edges_ratio=edges)
 
 
 @pytest.mark.parametrize(

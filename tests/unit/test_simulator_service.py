@@ -171,7 +171,7 @@ def test_latency_shares_fall_with_the_threshold(edges, seed):
 
 
 def test_histogram_quantile_is_the_one_of_prometheus():
-    edges_s = np.array([[0.1, 0.2, 0.4]])
+    edges_s = (0.1, 0.2, 0.4)
     assert histogram_quantile(0.5, edges_s, np.array([[2.0, 6.0, 8.0, 8.0]]))[0] == pytest.approx(0.15)
     assert histogram_quantile(0.1, edges_s, np.array([[2.0, 6.0, 8.0, 8.0]]))[0] == pytest.approx(0.04)
     assert histogram_quantile(0.9, edges_s, np.array([[2.0, 2.0, 10.0, 10.0]]))[0] == pytest.approx(0.375)

@@ -224,12 +224,14 @@ def reset(episode: Episode, program: Program = PLAIN) -> tuple[State, Array]:
     replicas = witness.bounded(episode.settings, xp.ceil(HEADROOM * now_rps / config.service.capacity_rps))
     body = cluster.initial(config, replicas, now_rps)
     signals = cluster.observe(config, body)
+    # One array in two places would be another program for a compiler, used once an episode.
+    ready = replicas + 0.0
     known = witness.look(
-        episode.settings, witness.initial(replicas), signals, body.signals_age_s, replicas, replicas
+        episode.settings, witness.initial(replicas), signals, body.signals_age_s, replicas, ready
     )
     past = by_column(episode.observed_rps)[first - history.TICKS : first - 1]
     rate = by_row(xp.concat([past, known.values[None, :, Signal.REQUEST_RATE]], axis=0))
-    state = State(Body(body, known, nothing, Terms(nothing, nothing, nothing)), rate, first)
+    state = State(Body(body, known, nothing, _no_terms(nothing)), rate, first)
     return state, _seen(episode, state, program)
 
 
@@ -290,10 +292,10 @@ def calibrate(episode: Episode, rows: Sequence[int], program: Program = PLAIN) -
 
 def _pass(episode: Episode, state: State, action: Array, program: Program) -> tuple[State, Terms]:
     xp, body = namespace(state.rate), state.body
-    window, nothing = episode.row_window[action], xp.zeros_like(body.newest)
+    window = episode.row_window[action]
     rule = Rule(now=window == RULE_WINDOWS.index(1), utilization=episode.row_utilization[action])
     older = program.choose(state.rate, window)
-    body = replace(body, newest=nothing - xp.inf, terms=Terms(nothing, nothing, nothing))
+    body = replace(body, newest=xp.full_like(body.newest, -xp.inf), terms=_no_terms(body.newest))
     rates = []
     for later in range(DECISION_TICKS):
         tick = state.tick + later
@@ -302,6 +304,12 @@ def _pass(episode: Episode, state: State, action: Array, program: Program) -> tu
         rates.append(rate)
     rate = by_row(xp.concat([by_column(state.rate)[DECISION_TICKS:], xp.stack(rates)], axis=0))
     return State(body, rate, state.tick + DECISION_TICKS), _in_units(episode, body.terms)
+
+
+def _no_terms(like: Array) -> Terms:
+    """Sums of nothing, in arrays of their own."""
+    xp = namespace(like)
+    return Terms(xp.zeros_like(like), xp.zeros_like(like), xp.zeros_like(like))
 
 
 def _in_units(episode: Episode, terms: Terms) -> Terms:

@@ -9,26 +9,32 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from understudy_simulator.own import (
+    Capacity,
+    CommandError,
+    Days,
+    History,
+    Prometheus,
+    Query,
+    ReadRange,
+    ServiceTime,
+    Startup,
+    Threshold,
+    own_cells,
+    read_own,
+)
+
 if TYPE_CHECKING:
     from understudy_policy.calibration import Calibration
-    from understudy_simulator.cluster import Profile
     from understudy_simulator.judge.contest import CellResult
     from understudy_simulator.judge.summary import Contest
     from understudy_simulator.protocol import Cell, Protocol
-    from understudy_simulator.traces import Trace
-
-ReadRange = Callable[[str, str, float, float], tuple[Any, Any]]
-"""`(url, promql, duration_s, step_s) → (timestamp_s [T], value [T])` of one series, up to now."""
-
-STEP_S = 15.0
-LEAST_OWN_REQUESTS = 100.0
-"""Requests that either side of a part must hold: of fewer, an objective of 99 % is less than one."""
 
 Policies = Annotated[
     list[Path] | None, typer.Option("--policy", help="ONNX file of a policy; may be given many times.")
@@ -40,45 +46,10 @@ Out = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes (default: one per core).")]
 Bursty = Annotated[bool, typer.Option(help="Draw arrivals with an index of dispersion of 8.")]
 Seeds = Annotated[int | None, typer.Option(min=2, help="Draws of arrivals, start-ups and work.")]
+Finetune = Annotated[
+    bool, typer.Option("--finetune", help="Judge every policy after training on the past of every cell, too.")
+]
 Html = Annotated[Path | None, typer.Option("--html", help="Write the report to this file.")]
-History = Annotated[
-    Path | None,
-    typer.Option(help="CSV of the workload's request rate: timestamp_s, requests_per_second."),
-]
-Prometheus = Annotated[str | None, typer.Option(help="Read the history from this Prometheus instead.")]
-Query = Annotated[
-    str | None, typer.Option(help="PromQL of the workload's request rate: one series (wrap it in sum).")
-]
-Days = Annotated[float, typer.Option(min=0.1, help="How far back to read from Prometheus.")]
-Capacity = Annotated[
-    float, typer.Option("--capacity-rps", min=0.001, help="Requests per second of a fully busy pod.")
-]
-ServiceTime = Annotated[
-    float | None, typer.Option("--service-s", help="Mean service time (default: one request at a time).")
-]
-Threshold = Annotated[
-    float | None, typer.Option("--threshold-s", help="Latency objective (default: six service times).")
-]
-Startup = Annotated[float, typer.Option("--startup-s", min=1.0, help="Median time until a pod is ready.")]
-
-
-class CommandError(Exception):
-    """Something that the caller can mend; the message says how."""
-
-
-@dataclass(frozen=True)
-class Own:
-    """A workload of one's own.
-
-    Attributes:
-        trace: its request rate.
-        profile: how its pods serve.
-        startup_s: median start-up.
-    """
-
-    trace: Trace
-    profile: Profile
-    startup_s: float
 
 
 def register(app: typer.Typer, read_range: ReadRange) -> None:
@@ -96,6 +67,7 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
             bool, typer.Option("--quick", help="One part of 2 days per trace, web and llm, 20 pods, 2 seeds.")
         ] = False,
         policy: Policies = None,
+        finetune: Finetune = False,
         json: Json = None,
         out: Out = None,
         html: Html = None,
@@ -116,7 +88,8 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
             for name, reason in left_out.items():
                 typer.echo(f"left out {name}: {reason}", err=True)
             conditions = _conditions(protocol, policy, quick)
-            _judge(made, policy, out, workers, conditions | {"left_out": left_out}, json, html, markdown)
+            conditions |= {"left_out": left_out}
+            _judge(made, policy, finetune, out, workers, conditions, json, html, markdown)
 
     @app.command()
     def calibrate(
@@ -140,10 +113,10 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
         with _told():
             from understudy_policy.calibrated_manifests import RateQuery, ScaleTarget, render
 
-            own = _own(
+            own = read_own(
                 read_range, capacity_rps, history, prometheus, query, days, service_s, threshold_s, startup_s
             )
-            cells = _own_cells(own, seeds or 5)
+            cells = own_cells(own, seeds or 5)
             winner, held_out = _calibrated(_run(cells, (), out, workers))
             typer.echo(
                 f"saves {winner.saving_ratio:.1%} of a stock HPA's adjusted cost on this past "
@@ -171,6 +144,7 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
         threshold_s: Threshold = None,
         startup_s: Startup = 30.0,
         policy: Policies = None,
+        finetune: Finetune = False,
         json: Json = None,
         out: Out = None,
         html: Html = None,
@@ -179,12 +153,12 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
     ) -> None:
         """Judge rules and policies on a workload's own history: what would they have saved?"""
         with _told():
-            own = _own(
+            own = read_own(
                 read_range, capacity_rps, history, prometheus, query, days, service_s, threshold_s, startup_s
             )
-            cells = _own_cells(own, seeds or 5)
+            cells = own_cells(own, seeds or 5)
             conditions = {"history": own.trace.name, "seeds": cells[0].seeds, "policies": _names(policy)}
-            contest = _judge(cells, policy, out, workers, conditions, json, html)
+            contest = _judge(cells, policy, finetune, out, workers, conditions, json, html)
             for contestant in ("rule-past", *contest.policies):
                 ratio = contest.ratio(contestant, "hpa-stock")
                 typer.echo(
@@ -217,6 +191,7 @@ def _conditions(protocol: Protocol, policies: Sequence[Path] | None, quick: bool
 def _judge(
     cells: Sequence[Cell],
     policies: Sequence[Path] | None,
+    finetune: bool,
     out: Path | None,
     workers: int | None,
     conditions: dict[str, Any],
@@ -234,8 +209,16 @@ def _judge(
     for file in (json_file, html, markdown):
         if file is not None and not file.absolute().parent.is_dir():
             raise CommandError(f"{file}: its folder does not exist; make it first")
+    if markdown is not None:
+        report.check_marks(markdown)
     started = time.monotonic()
-    results = _run(cells, policies or (), out, workers)
+    with tempfile.TemporaryDirectory() as scratch:
+        out_or_scratch = out or Path(scratch)
+        tuned = None
+        if finetune:
+            tuned, left = _tune(cells, policies or (), out_or_scratch / "fine-tuned", workers)
+            conditions = conditions | {"not_fine_tuned": left}
+        results = _run(cells, policies or (), out_or_scratch, workers, tuned)
     contest = Contest.of(cells, results)
     conditions = conditions | {"duration_s": round(time.monotonic() - started, 1)}
     figures = document(contest, conditions)
@@ -253,91 +236,51 @@ def _judge(
     return contest
 
 
+def _tune(
+    cells: Sequence[Cell], policies: Sequence[Path], out: Path, workers: int | None
+) -> tuple[list[list[Path]], dict[str, str]]:
+    """Train every policy further on the past of every cell, with a progress bar."""
+    from understudy_simulator.judge import bench, tuning
+
+    if not policies:
+        raise CommandError("--finetune needs --policy: name the ONNX file of the policy to train further")
+    bench.entrants(policies)
+    try:
+        tune = tuning.plugged()
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"--finetune needs the trainer, which lacks {error.name}: pip install 'understudy[trainer]'"
+        ) from error
+    with _progress(f"training {len(policies)} × {len(cells)} policies") as show:
+        files, left = tuning.run(cells, policies, tune, out, workers, show)
+    for key, reason in left.items():
+        typer.echo(f"not trained further on {key}: {reason}", err=True)
+    return files, left
+
+
 def _run(
-    cells: Sequence[Cell], policies: Sequence[Path], out: Path | None, workers: int | None
+    cells: Sequence[Cell],
+    policies: Sequence[Path],
+    out: Path | None,
+    workers: int | None,
+    tuned: Sequence[Sequence[Path]] | None = None,
 ) -> list[CellResult]:
     """Judge cells, with a progress bar."""
+    from understudy_simulator.judge import bench
+
+    with tempfile.TemporaryDirectory() as scratch, _progress(f"judging {len(cells)} cells") as show:
+        return bench.run(cells, policies, out or Path(scratch), workers, show, tuned)
+
+
+@contextmanager
+def _progress(doing: str) -> Iterator[Callable[[float], None]]:
+    """A bar; it is told the share that is done."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from understudy_simulator.judge import bench
-
-    with tempfile.TemporaryDirectory() as scratch, Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"judging {len(cells)} cells", total=1.0)
-        return bench.run(
-            cells, policies, out or Path(scratch), workers, lambda share: bar.update(task, completed=share)
-        )
-
-
-def _own(
-    read_range: ReadRange,
-    capacity_rps: float,
-    history: Path | None,
-    prometheus: str | None,
-    query: str | None,
-    days: float,
-    service_s: float | None,
-    threshold_s: float | None,
-    startup_s: float,
-) -> Own:
-    """The workload that a command is about."""
-    import numpy as np
-
-    from understudy_simulator.cluster import Profile
-    from understudy_simulator.traces import from_samples, load_trace
-
-    if (history is None) == (prometheus is None):
-        raise CommandError("name exactly one source: --history FILE, or --prometheus URL with --query")
-    if history is not None:
-        trace = load_trace(history)
-    elif prometheus is None or query is None:
-        raise CommandError("--prometheus needs --query: the PromQL of the workload's request rate")
-    else:
-        times, values = read_range(prometheus, query, 86400.0 * days, STEP_S)
-        trace, filled = from_samples(query, np.asarray(times), np.asarray(values), STEP_S)
-        if filled:
-            typer.echo(f"{filled} missing samples of {len(trace.timestamp_s)} were filled in", err=True)
-    service_s = service_s or 1.0 / capacity_rps
-    threshold_s = threshold_s or 6.0 * service_s
-    typer.echo(
-        f"a pod serves {capacity_rps:g} requests/s of {service_s:g} s each, starts within {startup_s:g} s (median), "
-        f"and the objective is 99 % within {threshold_s:g} s",
-        err=True,
-    )
-    timeout_s = max(10.0 * threshold_s, 5.0)
-    return Own(trace, Profile(capacity_rps, service_s, 0.7, threshold_s, timeout_s), startup_s)
-
-
-def _own_cells(own: Own, seeds: int) -> list[Cell]:
-    """The workload's history at its own size, in up to five parts as the protocol cuts them."""
-    import numpy as np
-
-    from understudy_simulator.protocol import USUAL_DISPERSION, Protocol, cell_of, prepare, spread
-
-    curve, dispersion = prepare(own.trace)
-    # What a monitoring system records is mostly a mean over windows that overlap: its scatter hides that of requests.
-    dispersion = max(dispersion, USUAL_DISPERSION)
-    parts = spread(curve, Protocol.segments, Protocol.segment_s, LEAST_OWN_REQUESTS)
-    if not parts:
-        raise CommandError(
-            f"{own.trace.name}: {curve.duration_s / 3600:.1f} h of history; give two hours or more, with "
-            f"{LEAST_OWN_REQUESTS:g} requests in the first 60 % of a part and in the rest"
-        )
-    capacity_rps = own.profile.capacity_rps
-    return [
-        cell_of(
-            "own",
-            f"own/{k}",
-            "own",
-            own.profile,
-            part,
-            float(np.mean(part.requests_per_second)) / capacity_rps,
-            own.startup_s,
-            dispersion,
-            seeds,
-        )
-        for k, part in parts
-    ]
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task(doing, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def _calibrated(results: Sequence[CellResult]) -> tuple[Calibration, float]:

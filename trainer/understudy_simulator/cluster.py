@@ -74,6 +74,7 @@ class ClusterConfig:
         nodes: how room for pods comes and goes.
         tick_s: control period and scrape interval.
         sub_steps: parts of a tick in which the queue is computed.
+        latency_edges_ratio: upper edges of the K latency buckets over the threshold, rising.
     """
 
     service: Service
@@ -88,6 +89,7 @@ class ClusterConfig:
     nodes: Nodes | None = None
     tick_s: float = shared(default=15.0)
     sub_steps: int = shared(default=3)
+    latency_edges_ratio: tuple[float, ...] = shared(default=metrics.LATENCY_EDGES_RATIO)
 
     @property
     def sub_step_s(self) -> float:
@@ -100,11 +102,11 @@ class ClusterState:
     """What changes from tick to tick.
 
     Attributes:
-        schedule: `[N, B + 1]` pods that have room, see `pods`.
+        schedule: `[N, B]` pods that have room, see `pods`.
         backlog: `[N]` requests waiting.
         cold: `[N]` ready pods, each counted by how far it is from warmed up (1: just ready).
         retrying: `[N]` requests that will be sent again.
-        scraped: `[N, R, COUNTERS]` increments of every counter per tick, oldest first, see `metrics`.
+        scrapes: of the last R ticks, oldest first: `[N, K + 3]` what was added to every counter, see `metrics`.
         signals: `[N, S]` what the autoscaler's queries return now.
         signals_age_s: `[N]` time since the last scrape that succeeded.
         nodes: nodes that were added; None where nodes are switched off.
@@ -114,7 +116,7 @@ class ClusterState:
     backlog: Array
     cold: Array
     retrying: Array
-    scraped: Array
+    scrapes: tuple[Array, ...]
     signals: Array
     signals_age_s: Array
     nodes: NodeState | None = None
@@ -147,7 +149,7 @@ class Outcome:
         dropped: attempts given up (timed out, or no pod).
         retried: those of them that will be sent again.
         violations: requests over the latency threshold, predicted on arrival, or dropped at the first attempt.
-        within: `[N, K]` served at or under each edge of `metrics.LATENCY_EDGES_RATIO` times the threshold.
+        within: `[N, K]` served at or under each edge of `ClusterConfig.latency_edges_ratio` times the threshold.
         pod_seconds: existence of pods, from creation to the end of their termination.
         node_seconds: existence of nodes that were added.
         ready: ready pods at the end.
@@ -192,6 +194,7 @@ def configure(
     warmup: Warmup | None = None,
     retries: Retries | None = None,
     nodes: Nodes | None = None,
+    latency_edges_ratio: Sequence[float] = metrics.LATENCY_EDGES_RATIO,
 ) -> ClusterConfig:
     """A configuration in NumPy float64, one row per profile; `rows.as_torch_or_numpy` carries it elsewhere.
 
@@ -206,7 +209,7 @@ def configure(
         metric_lag_s: age of the newest sample, for all or `[N]`; by default a tick.
         metric_window_s: window of a rate, for all or `[N]`; by default four ticks.
         sharing: 1 where the processor is shared, see `Service`.
-        dropout, warmup, retries, nodes: see `ClusterConfig`.
+        dropout, warmup, retries, nodes, latency_edges_ratio: see `ClusterConfig`.
     """
 
     def column(values: ArrayLike) -> Array:
@@ -219,6 +222,9 @@ def configure(
     window_s = column(4.0 * tick_s if metric_window_s is None else metric_window_s)
     if not (np.all(lag_s >= 0) and np.all(window_s > 0)):
         raise ValueError("metric_lag_s must be 0 or more and metric_window_s above 0; give seconds.")
+    edges = np.array([0.0, *latency_edges_ratio])
+    if len(edges) < 2 or not np.all(np.diff(edges) > 0):
+        raise ValueError(f"latency_edges_ratio is {latency_edges_ratio}; give edges above 0 that rise.")
     return ClusterConfig(
         service=Service(
             capacity_rps=column([p.capacity_rps for p in profiles]),
@@ -238,6 +244,7 @@ def configure(
         nodes=nodes,
         tick_s=tick_s,
         sub_steps=sub_steps,
+        latency_edges_ratio=tuple(latency_edges_ratio),
     )
 
 
@@ -249,15 +256,14 @@ def initial(config: ClusterConfig, replicas: Array, rate_rps: Array) -> ClusterS
         replicas: `[N]` ready pods, whole.
         rate_rps: `[N]` arrival rate.
     """
-    xp = namespace(replicas)
-    nothing = xp.zeros_like(rate_rps)
-    unseen = xp.stack([xp.stack([nothing] * metrics.COUNTERS)] * config.window.shape[1])
+    xp, remembered = namespace(rate_rps), config.window.shape[1]
+    nothing, counters = xp.zeros_like(rate_rps), len(config.latency_edges_ratio) + 3
     empty = ClusterState(
         schedule=pods.all_ready(replicas, config.startup),
         backlog=nothing,
         cold=nothing,
         retrying=nothing,
-        scraped=by_row(unseen),
+        scrapes=tuple(stack(*[nothing] * counters) for _ in range(remembered)),
         signals=stack(*[nothing] * len(Signal)),
         signals_age_s=nothing,
         nodes=None if config.nodes is None else machines.initial(config.nodes, replicas),
@@ -265,8 +271,9 @@ def initial(config: ClusterConfig, replicas: Array, rate_rps: Array) -> ClusterS
     steady, calm = ([value] * config.sub_steps for value in (rate_rps * config.sub_step_s, nothing))
     draws = Draws(startup=nothing, service=stack(*calm), scrape=nothing + 1.0, node=nothing)
     state, _ = step(config, empty, replicas, stack(*steady), draws)
-    scraped = by_row(xp.stack([by_column(state.scraped[:, -1])] * config.window.shape[1]))
-    return replace(state, scraped=scraped, signals=_read(config, scraped))
+    # Arrays of their own: a compiler looks at which of them are the same.
+    scrapes = tuple(xp.asarray(state.scrapes[-1], copy=True) for _ in range(remembered))
+    return replace(state, scrapes=scrapes, signals=_read(config, scrapes))
 
 
 def draw(
@@ -312,18 +319,21 @@ def step(
         nodes, hosted, node_count = machines.provide(
             config.nodes, state.nodes, replicas, draws.node, config.tick_s
         )
-    schedule = pods.scale(state.schedule, hosted, config.startup, draws.startup)
     removed = maximum(xp, pods.existing(state.schedule) - hosted, 0.0)
-    ready, before = pods.ready(schedule), pods.ready(state.schedule)
+    before = pods.ready(state.schedule)
+    kept = minimum(xp, before, hosted)
+    schedule = pods.advance(state.schedule, hosted, config.startup, draws.startup)
+    ready = pods.ready(schedule)
     # In every sub-step the pods that are ready in its middle serve; at last those that are ready at the end.
     shares = [(k + 0.5) / config.sub_steps for k in range(config.sub_steps)]
-    serving = [pods.ready_within(schedule, share) for share in (*shares, 1.0)]
+    serving = [*(pods.ready_within(kept, ready, share) for share in shares), ready]
     # Who is removed is no colder than the others.
-    kept_cold = state.cold * minimum(xp, ready / maximum(xp, before, 1.0), 1.0)
-    waiting = Waiting(state.backlog, state.retrying, cold=kept_cold + (serving[0] - ready))
-    waiting, tally = serve_tick(
+    cold = state.cold * (kept / maximum(xp, before, 1.0))
+    waiting = Waiting(state.backlog, state.retrying, cold=cold + (serving[0] - kept))
+    waiting, tally, within = serve_tick(
         config.service,
         config.latency_threshold_s,
+        config.latency_edges_ratio,
         config.warmup,
         config.retries,
         waiting,
@@ -332,19 +342,18 @@ def step(
         draws.service,
         config.sub_step_s,
     )
-    schedule = pods.advance(schedule)
 
     cpu = config.cpu_request_cores * tally.used_s
     handled = tally.served + tally.dropped
-    row = xp.concat([tally.within, xp.stack([handled, tally.dropped, cpu])], axis=0)
-    scraped = by_row(xp.concat([by_column(state.scraped)[1:], row[None]], axis=0))
-    signals, age_s = _scrape(config, state, scraped, draws)
+    scrape = stack(tally.dropped, cpu, *within, handled)
+    scrapes = (*state.scrapes[1:], scrape)
+    signals, age_s = _scrape(config, state, scrapes, draws)
     after = ClusterState(
         schedule=schedule,
         backlog=waiting.backlog,
         cold=waiting.cold,
         retrying=waiting.retrying,
-        scraped=scraped,
+        scrapes=scrapes,
         signals=signals,
         signals_age_s=age_s,
         nodes=nodes,
@@ -355,16 +364,15 @@ def step(
         dropped=tally.dropped,
         retried=tally.retried,
         violations=tally.violations,
-        within=by_row(tally.within),
+        within=by_row(within),
         pod_seconds=replicas * config.tick_s + removed * config.termination_s,
         node_seconds=node_count * config.tick_s,
-        ready=pods.ready(schedule),
-        pending=replicas - pods.ready(schedule),
+        ready=ready,
+        pending=replicas - ready,
         utilization=tally.used_s / maximum(xp, tally.ready_s, TINY),
         latency_mean_s=tally.latency_s / maximum(xp, tally.served, TINY),
-        latency_p99_s=histogram_quantile(
-            metrics.QUANTILE, metrics.edges_s(config.latency_threshold_s), by_row(row[: metrics.ALL + 1])
-        ),
+        latency_p99_s=config.latency_threshold_s
+        * histogram_quantile(metrics.QUANTILE, config.latency_edges_ratio, scrape[:, metrics.REQUESTS]),
         cpu_usage_cores=cpu / config.tick_s,
         cpu_request_cores=config.cpu_request_cores * tally.ready_s / config.tick_s,
     )
@@ -375,17 +383,25 @@ def observe(config: ClusterConfig, state: ClusterState) -> Array:
     return state.signals
 
 
-def _read(config: ClusterConfig, scraped: Array) -> Array:
-    edges_s = metrics.edges_s(config.latency_threshold_s)
-    return metrics.read(scraped, config.window, edges_s, config.cpu_request_cores, config.tick_s)
+def _read(config: ClusterConfig, scrapes: tuple[Array, ...]) -> Array:
+    return metrics.read(
+        scrapes,
+        config.window,
+        config.latency_threshold_s,
+        config.latency_edges_ratio,
+        config.cpu_request_cores,
+        config.tick_s,
+    )
 
 
-def _scrape(config: ClusterConfig, state: ClusterState, scraped: Array, draws: Draws) -> tuple[Array, Array]:
+def _scrape(
+    config: ClusterConfig, state: ClusterState, scrapes: tuple[Array, ...], draws: Draws
+) -> tuple[Array, Array]:
     """The signals after this tick's scrape and their age: the old ones, a tick older, where it failed."""
-    signals = _read(config, scraped)
+    signals = _read(config, scrapes)
     if config.dropout is None or draws.scrape is None:
         return signals, state.signals_age_s
-    xp = namespace(scraped)
+    xp = namespace(signals)
     failed = draws.scrape < config.dropout
     age_s = xp.where(failed, state.signals_age_s + config.tick_s, xp.zeros_like(state.signals_age_s))
     return by_row(xp.where(failed, by_column(state.signals), by_column(signals))), age_s

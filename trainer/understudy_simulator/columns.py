@@ -7,6 +7,10 @@ tick into a few loops over the workloads. Both directions are views; nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import array_api_compat.numpy as in_numpy
+
 from understudy_policy.rows import Array, namespace
 
 
@@ -33,3 +37,19 @@ def once(*columns: Array) -> list[Array]:
     """
     table = by_column(stack(*columns))
     return [table[k] for k in range(len(columns))]
+
+
+def each(function: Callable[..., Array], *tables: Array) -> Array:
+    """A function of every column: of tables `[K, N]` the table `[K, N]` of its results.
+
+    NumPy is given whole tables, because calls are what costs there. A compiler is given column after column: it makes
+    one loop of them, in which whatever they have in common is read and computed once.
+
+    Args:
+        function: of as many arrays `[N]` as there are tables, element by element; tables must do as well.
+        tables: `[K, N]` each.
+    """
+    xp = namespace(tables[0])
+    if xp is in_numpy:
+        return function(*tables)
+    return xp.stack([function(*columns) for columns in zip(*tables, strict=True)], axis=0)

@@ -6,21 +6,18 @@ about the outcome as its rule does, so all three differ from workload to workloa
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from understudy_policy.rows import Array, maximum, minimum, namespace
-from understudy_simulator.columns import by_column, by_row, stack
+from understudy_simulator.columns import by_column, by_row, each, stack
 from understudy_simulator.service import histogram_quantile
 
 LATENCY_EDGES_RATIO = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.5, 5.0, 10.0, 20.0)
-"""Latency buckets over the workload's threshold; 1 must be among them, it tells the late requests."""
-THRESHOLD = LATENCY_EDGES_RATIO.index(1.0)
-BUCKETS = len(LATENCY_EDGES_RATIO)
-ALL, ERRORS, CPU = BUCKETS, BUCKETS + 1, BUCKETS + 2
-COUNTERS = BUCKETS + 3
-"""Columns of what is scraped: requests at or under each latency edge, all requests, errors, CPU core-seconds."""
+"""Upper edges of the latency buckets over the workload's threshold, where nothing else is said."""
+ERRORS, CPU, REQUESTS = 0, 1, slice(2, None)
+"""Columns of a scrape: errors, CPU core-seconds, then requests at or under each latency edge, and all of them."""
 QUANTILE = 0.99
 
 
@@ -42,45 +39,35 @@ def window(lag_s: Array, window_s: Array, tick_s: float) -> Array:
     return stack(*shares)
 
 
-def edges_s(latency_threshold_s: Array) -> Array:
-    """Upper edges of the latency buckets, `[N, K]` seconds."""
-    return stack(*(ratio * latency_threshold_s for ratio in LATENCY_EDGES_RATIO))
-
-
-def read(scraped: Array, shares: Array, edges: Array, cpu_request_cores: Array, tick_s: float) -> Array:
+def read(
+    scrapes: Sequence[Array],
+    shares: Array,
+    latency_threshold_s: Array,
+    edges_ratio: Sequence[float],
+    cpu_request_cores: Array,
+    tick_s: float,
+) -> Array:
     """The signals as the autoscaler's queries return them, `[N, S]`.
 
     In the order and units of `understudy_policy.signals.Signal`. As in Prometheus, latency and error share are NaN
     while there are no requests. The CPU request is one pod's.
 
     Args:
-        scraped: `[N, R, COUNTERS]` increments per scrape, oldest first.
+        scrapes: R scrapes `[N, K + 3]`, what was added to every counter, oldest first.
         shares: `[N, R]` from `window`.
-        edges: `[N, K]` from `edges_s`.
+        latency_threshold_s: `[N]`.
+        edges_ratio: upper edges of the K latency buckets over the threshold.
         cpu_request_cores: `[N]`.
         tick_s: scrape interval.
     """
-    xp = namespace(scraped)
-    total = _weighted(shares, scraped)
-    window_s = tick_s * _total(shares)
-    handled = total[:, ALL]
-    errors = xp.where(
-        handled > 0, total[:, ERRORS] / maximum(xp, handled, 1e-9), xp.full_like(handled, xp.nan)
-    )
-    latency_s = histogram_quantile(QUANTILE, edges, total[:, : ALL + 1])
-    return stack(handled / window_s, latency_s, errors, total[:, CPU] / window_s, cpu_request_cores)
+    xp, weights = namespace(shares), list(by_column(shares))
 
+    def in_window(*added: Array) -> Array:
+        return sum(weight * one for weight, one in zip(weights, added, strict=True))
 
-def _weighted(shares: Array, scraped: Array) -> Array:
-    # Unrolled: a handful of scrapes, and each stays one pass over the workloads.
-    total: Any = 0.0
-    for k in range(scraped.shape[1]):
-        total = total + shares[:, k] * by_column(scraped[:, k])
-    return by_row(total)
-
-
-def _total(shares: Array) -> Array:
-    total: Any = 0.0
-    for k in range(shares.shape[1]):
-        total = total + shares[:, k]
-    return total
+    window_s, total = tick_s * sum(weights), each(in_window, *map(by_column, scrapes))
+    requests = total[REQUESTS]
+    handled = requests[-1]
+    errors = xp.where(handled > 0, total[ERRORS] / maximum(xp, handled, 1e-9), xp.nan)
+    latency_s = latency_threshold_s * histogram_quantile(QUANTILE, edges_ratio, by_row(requests))
+    return stack(handled / window_s, latency_s, errors, total[CPU] / window_s, cpu_request_cores)

@@ -37,7 +37,7 @@ class NodeState:
     """The nodes that were added.
 
     Attributes:
-        schedule: `[N, B + 1]` nodes, see `pods`.
+        schedule: `[N, B]` nodes, see `pods`.
         idle_s: `[N]` time since all of them were needed.
     """
 
@@ -71,9 +71,10 @@ def provide(
     needed, existing = _needed(nodes, replicas), pods.existing(state.schedule)
     idle_s = xp.where(needed < existing, state.idle_s + tick_s, xp.zeros_like(state.idle_s))
     wanted = xp.where(idle_s > nodes.idle_s, needed, maximum(xp, existing, needed))
-    schedule = pods.scale(state.schedule, wanted, nodes.startup, uniform)
-    room = nodes.free_pods + pods.ready(schedule) * nodes.pods_per_node
-    return NodeState(pods.advance(schedule), idle_s), minimum(xp, replicas, room), wanted
+    ready = minimum(xp, pods.ready(state.schedule), wanted)
+    schedule = pods.advance(state.schedule, wanted, nodes.startup, uniform)
+    room = nodes.free_pods + ready * nodes.pods_per_node
+    return NodeState(schedule, idle_s), minimum(xp, replicas, room), wanted
 
 
 def _needed(nodes: Nodes, replicas: Array) -> Array:

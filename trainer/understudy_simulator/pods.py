@@ -1,8 +1,8 @@
 """Pods in aggregate: between asking for a pod and having it lies the delay that autoscaling is all about.
 
-All pods of a workload are one row `schedule[N, B + 1]`: how many of the pods that exist now will be ready
-`j` ticks from now, were nothing changed. Its first column is what is ready, its last what exists. Creating,
-removing and waiting are then one array operation each. Nodes are kept in the same way.
+All pods of a workload are one row `schedule[N, B]`: how many of the pods that exist now will be ready `j` ticks
+from now, were nothing changed. Its first column is what is ready, its last what exists. Creating, removing and
+waiting are then one pass over it. Nodes are kept in the same way.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _normal_cdf(xp: Any, x: Array) -> Array:
 
 def all_ready(replicas: Array, startup: Array) -> Array:
     """The schedule of `replicas[N]` pods that are ready already."""
-    return by_row(replicas + namespace(startup).zeros_like(by_column(startup)))
+    return by_row(replicas + namespace(startup).zeros_like(by_column(startup)[1:]))
 
 
 def ready(schedule: Array) -> Array:
@@ -57,10 +57,14 @@ def ready(schedule: Array) -> Array:
     return schedule[:, 0]
 
 
-def ready_within(schedule: Array, share: float) -> Array:
-    """Pods that are ready when this share of the tick is over, `[N]`: spread evenly over it, and whole."""
-    xp = namespace(schedule)
-    return schedule[:, 0] + xp.floor((schedule[:, 1] - schedule[:, 0]) * share + 0.5)
+def ready_within(first: Array, last: Array, share: float) -> Array:
+    """Pods that are ready when this share of the tick is over, `[N]`: spread evenly over it, and whole.
+
+    Args:
+        first, last: `[N]` pods ready at the start of the tick and at its end.
+        share: of the tick, 0 to 1.
+    """
+    return first + namespace(first).floor((last - first) * share + 0.5)
 
 
 def existing(schedule: Array) -> Array:
@@ -68,28 +72,27 @@ def existing(schedule: Array) -> Array:
     return schedule[:, -1]
 
 
-def scale(schedule: Array, replicas: Array, startup: Array, uniform: Array) -> Array:
-    """Create or remove pods so that `replicas` exist.
+def advance(schedule: Array, replicas: Array, startup: Array, uniform: Array) -> Array:
+    """Create or remove pods so that `replicas` exist, and let a tick pass.
 
-    As a ReplicaSet does, removal takes pods that are not ready first. New pods share one uniform draw: pod by
-    pod the start-up has exactly the given distribution, and counts stay whole (systematic sampling).
+    As a ReplicaSet does, removal takes pods that are not ready first: of those that are ready, the smaller of
+    `ready(schedule)` and `replicas` stay. New pods share one uniform draw: pod by pod the start-up has exactly the
+    given distribution, and counts stay whole (systematic sampling).
 
     Args:
-        schedule: `[N, B + 1]`.
+        schedule: `[N, B]`.
         replicas: `[N]` pods wanted, whole.
         startup: `[N, B + 1]` from `startup_cdf`.
         uniform: `[N]` draws from [0, 1).
+
+    Returns:
+        The schedule a tick later.
     """
     xp = namespace(schedule)
     created = maximum(xp, replicas - existing(schedule), 0.0)
+    # So far below 1 that the sum with all of them does not round up to one more, in single precision.
+    uniform = minimum(xp, uniform, 1.0 - 2.0**-23 * (created + 1.0))
     replicas, created, uniform = once(replicas, created, uniform)
-    kept = minimum(xp, by_column(schedule), replicas)
-    # At most all of them: in single precision a large count plus the draw may round up to one more.
-    started = minimum(xp, xp.floor(created * by_column(startup) + uniform), created)
-    return by_row(kept + started)
-
-
-def advance(schedule: Array) -> Array:
-    """The schedule a tick later."""
-    later = by_column(schedule)
-    return by_row(namespace(schedule).concat([later[1:], later[-1:]], axis=0))
+    kept = minimum(xp, by_column(schedule)[1:], replicas)
+    started = xp.floor(created * by_column(startup)[1:-1] + uniform)
+    return by_row(xp.concat([kept + started, replicas[None]], axis=0))

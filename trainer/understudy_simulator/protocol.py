@@ -42,7 +42,10 @@ USUAL_DISPERSION, BURSTY_DISPERSION = 2.0, 8.0
 LEAST_REQUESTS = 1000.0
 """Requests that a column of a wide trace must hold: below, its curve is an artefact of the smoothing."""
 
-_CEILING = 4.0
+CEILING = 4.0
+"""Largest replicas over the pods that the load's peak fills."""
+HELD_BACK_SHARE = 0.2
+"""The last part of the past, which no policy is trained on: there the trained ones are compared with the others."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,12 @@ class Cell:
     @property
     def max_replicas(self) -> int:
         """The bound that all contestants share: four times the pods that the curve's peak fills."""
-        return int(np.ceil(_CEILING * np.max(self.curve.requests_per_second) / self.service.capacity_rps)) + 4
+        return int(np.ceil(CEILING * np.max(self.curve.requests_per_second) / self.service.capacity_rps)) + 4
+
+    @property
+    def held_back_tick(self) -> int:
+        """Where the part of the past begins that no policy is trained on."""
+        return round((1.0 - HELD_BACK_SHARE) * self.past_ticks)
 
     def start_replicas(self, tick: int) -> int:
         """Ready pods that everybody starts with at a tick."""

@@ -209,14 +209,14 @@ def draw(
         ),
         seeds=rng.integers(-(2**31), 2**31, count).astype(np.int32),
         dispersion=dispersion,
-        rate_rps=_by_tick(rate_rps),
+        rate_rps=by_tick(rate_rps),
         mean_rps=rate_rps[:, PAST_TICKS:].mean(axis=1),
-        observed_rps=_by_tick(_observed(rate_rps, dispersion, draws.some(ranges.forgetful_share), rng)),
-        yesterday_rps=_by_tick(yesterday),
-        last_week_rps=_by_tick(last_week),
+        observed_rps=by_tick(observed(rate_rps, dispersion, draws.some(ranges.forgetful_share), rng)),
+        yesterday_rps=by_tick(yesterday),
+        last_week_rps=by_tick(last_week),
         **audition.table(rate_rps),
     )
-    return as_torch_or_numpy(episode, _single)
+    return as_torch_or_numpy(episode, single)
 
 
 class _Draws:
@@ -312,7 +312,7 @@ def _loads(
     return shape, yesterday
 
 
-def _observed(
+def observed(
     rate_rps: Floats, dispersion: Floats, forgetful: NDArray[np.bool_], rng: np.random.Generator
 ) -> Floats:
     """The rate as a query over a minute showed it; of some workloads only the end of the past is remembered."""
@@ -325,12 +325,13 @@ def _observed(
     return np.where(np.arange(PAST_TICKS) < forgotten[:, None], np.nan, observed)
 
 
-def _by_tick(rows: Floats) -> Floats:
+def by_tick(rows: Floats) -> Floats:
     """The same array, tick by tick in memory."""
     return np.ascontiguousarray(rows.T).T
 
 
-def _single(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def single(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The same in single precision, where it was in double."""
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 

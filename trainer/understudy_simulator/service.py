@@ -59,7 +59,7 @@ class Flow:
         wait_first_s: wait for the backlog at the start of the sub-step.
         wait_last_s: the same at its end.
         wait_share: share of requests that also wait for the fluctuation within the sub-step.
-        wait_scale_s: mean of that wait, for those that do.
+        wait_rate: one over the mean of that wait in seconds, for those that do.
         slowdown: by how much longer a request takes than on warmed-up pods.
     """
 
@@ -70,7 +70,7 @@ class Flow:
     wait_first_s: Array
     wait_last_s: Array
     wait_share: Array
-    wait_scale_s: Array
+    wait_rate: Array
     slowdown: Array
 
 
@@ -132,7 +132,7 @@ def serve(
         wait_first_s=minimum(xp, backlog / safe_rps, service.timeout_s),
         wait_last_s=after / safe_rps,
         wait_share=wait_share,
-        wait_scale_s=1.0 / (safe_rps * (stationary * stationary + reachable) ** 0.5),
+        wait_rate=safe_rps * (stationary * stationary + reachable) ** 0.5,
         slowdown=slowdown,
     )
     return after, flow
@@ -141,7 +141,7 @@ def serve(
 def mean_latency_s(service: Service, flow: Flow) -> Array:
     """Mean time from arrival to answer of the requests that are served, `[N]`."""
     queue_s = 0.5 * (flow.wait_first_s + flow.wait_last_s)
-    return service.service_s * flow.slowdown + queue_s + flow.wait_share * flow.wait_scale_s
+    return service.service_s * flow.slowdown + queue_s + flow.wait_share / flow.wait_rate
 
 
 @dataclass(frozen=True)
@@ -167,20 +167,20 @@ class Latency:
     both: Array
 
     def share_over(self, threshold_s: Array, looks: Sequence[float] = (0.25, 0.75)) -> Array:
-        """Share of the served requests whose latency exceeds each threshold, `[N, K]`.
+        """Share of the served requests whose latency exceeds a threshold, `[N]` or `[K, N]`.
 
         Args:
-            threshold_s: `[N, K]` latencies.
+            threshold_s: `[N]` or `[K, N]` latencies.
             looks: points of the way from first to last that stand for the whole sub-step.
         """
-        xp, threshold_s = namespace(threshold_s), by_column(threshold_s)
+        xp = namespace(threshold_s)
         over: Any = 0.0
         for look in looks:
             spare_s = maximum(xp, threshold_s - (self.first_s + look * (self.last_s - self.first_s)), 0.0)
             served_slowly = xp.exp(-self.service_rate * spare_s)
             waited = xp.exp(-self.wait_rate * spare_s) - served_slowly
             over = over + minimum(xp, served_slowly + self.both * waited, 1.0)
-        return by_row(over / len(looks))
+        return over / len(looks)
 
 
 def latency(service: Service, flow: Flow) -> Latency:
@@ -196,11 +196,9 @@ def latency(service: Service, flow: Flow) -> Latency:
         )
     service_rate = 1.0 / maximum(xp, service.service_cv * service_s, TINY)
     # Where the two rates are equal the formula has a gap; a wait that is a little longer or shorter steps over it.
-    wait_rate = 1.0 / flow.wait_scale_s
-    longer = minimum(xp, wait_rate, (1.0 - CLOSE) * service_rate)
-    wait_rate = xp.where(
-        wait_rate < service_rate, longer, maximum(xp, wait_rate, (1.0 + CLOSE) * service_rate)
-    )
+    longer = minimum(xp, flow.wait_rate, (1.0 - CLOSE) * service_rate)
+    shorter = maximum(xp, flow.wait_rate, (1.0 + CLOSE) * service_rate)
+    wait_rate = xp.where(flow.wait_rate < service_rate, longer, shorter)
     fixed_s = service_s * (1.0 - service.service_cv)
     both = wait_share * service_rate / (service_rate - wait_rate)
     return Latency(*once(fixed_s + first_s, fixed_s + last_s, service_rate, wait_rate, both))
@@ -208,31 +206,31 @@ def latency(service: Service, flow: Flow) -> Latency:
 
 def share_over(service: Service, flow: Flow, threshold_s: Array) -> Array:
     """Share of the served requests whose latency exceeds each threshold, `[N, K]`; see `Latency`."""
-    return latency(service, flow).share_over(threshold_s)
+    return by_row(latency(service, flow).share_over(by_column(threshold_s)))
 
 
-def histogram_quantile(q: float, edges_s: Array, counts: Array) -> Array:
+def histogram_quantile(q: float, edges: Sequence[float], counts: Array) -> Array:
     """Quantile from cumulative bucket counts as Prometheus computes it: linear within a bucket.
 
     Args:
         q: the quantile, 0 to 1.
-        edges_s: `[N, K]` upper edges, rising.
+        edges: K upper edges of the buckets, rising.
         counts: `[N, K + 1]` requests at or under each edge; the last column is all of them.
 
     Returns:
-        `[N]` seconds; the highest edge if the quantile lies beyond it, NaN where there are no requests.
+        `[N]` in the unit of the edges; the highest edge if the quantile lies beyond it, NaN where there are no
+        requests.
     """
     xp = namespace(counts)
     rank, nothing = q * counts[:, -1], xp.zeros_like(counts[:, -1])
-    lower_s, upper_s, below, reached = nothing, edges_s[:, -1], nothing, nothing
+    lower, upper, below, reached = nothing, nothing + edges[-1], nothing, nothing
     # From the last bucket down: the lowest one that reaches the rank is the one that stays.
-    for k in reversed(range(edges_s.shape[1])):
+    for k in reversed(range(len(edges))):
         here = counts[:, k] >= rank
-        lower_s = xp.where(here, edges_s[:, k - 1] if k else nothing, lower_s)
-        upper_s = xp.where(here, edges_s[:, k], upper_s)
-        below = xp.where(here, counts[:, k - 1] if k else nothing, below)
+        lower = xp.where(here, edges[k - 1] if k else 0.0, lower)
+        upper = xp.where(here, edges[k], upper)
+        below = xp.where(here, counts[:, k - 1] if k else 0.0, below)
         reached = xp.where(here, counts[:, k], reached)
     inside = minimum(xp, (rank - below) / maximum(xp, reached - below, TINY), 1.0)
-    inside = xp.where(reached > 0, maximum(xp, inside, 0.0), xp.ones_like(rank))
-    quantile_s = lower_s + (upper_s - lower_s) * inside
-    return xp.where(counts[:, -1] > 0, quantile_s, xp.full_like(quantile_s, xp.nan))
+    inside = xp.where(reached > 0, maximum(xp, inside, 0.0), 1.0)
+    return xp.where(counts[:, -1] > 0, lower + (upper - lower) * inside, xp.nan)

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from understudy_policy.rows import Array, maximum, namespace
-from understudy_simulator.columns import by_column, once, stack
-from understudy_simulator.metrics import edges_s
-from understudy_simulator.service import Service, latency, mean_latency_s, serve
+from understudy_simulator.columns import by_column, each, once, stack
+from understudy_simulator.service import Latency, Service, latency, mean_latency_s, serve
 
 TINY = 1e-9
 
@@ -60,7 +59,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Tally:
-    """Sums over a tick; every field is `[N]` but one.
+    """Sums over a tick; every field is `[N]`.
 
     Attributes:
         served: requests answered.
@@ -70,7 +69,6 @@ class Tally:
         latency_s: all latencies of what was served.
         used_s: pod-seconds of work.
         ready_s: pod-seconds of ready pods.
-        within: `[K, N]` served at or under each edge of `metrics.edges_s`.
     """
 
     served: Array
@@ -80,12 +78,12 @@ class Tally:
     latency_s: Array
     used_s: Array
     ready_s: Array
-    within: Array
 
 
 def serve_tick(
     service: Service,
     latency_threshold_s: Array,
+    edges_ratio: Sequence[float],
     warmup: Warmup | None,
     retries: Retries | None,
     waiting: Waiting,
@@ -93,23 +91,28 @@ def serve_tick(
     arrivals: Array,
     work: Array,
     dt_s: float,
-) -> tuple[Waiting, Tally]:
+) -> tuple[Waiting, Tally, Array]:
     """Serve for one tick.
 
     Args:
         service: how pods serve.
         latency_threshold_s: `[N]`.
+        edges_ratio: upper edges of the K latency buckets over the threshold.
         warmup, retries: None where switched off.
         waiting: what the last tick left.
         ready: `[N]` pods ready in every sub-step, and at the end.
         arrivals: `[N, sub_steps]` requests sent for the first time.
         work: `[N, sub_steps]` standard normals: how much work the requests happened to bring.
         dt_s: length of a sub-step.
+
+    Returns:
+        What is left to the next tick, the sums, and how many were served at or under each edge, `[K, N]`.
     """
     xp = namespace(waiting.backlog)
     backlog, retrying, cold = waiting.backlog, waiting.retrying, waiting.cold
-    threshold_s, edges = stack(latency_threshold_s), edges_s(latency_threshold_s)
+    edges_s = by_column(stack(*(ratio * latency_threshold_s for ratio in edges_ratio)))
     parts: list[Tally] = []
+    queues: list[Latency] = []
     for k in range(arrivals.shape[1]):
         pods, fresh = ready[k], arrivals[:, k]
         # Those sent for the first time, of all that are sent; who comes back has been counted.
@@ -122,10 +125,8 @@ def serve_tick(
         backlog, flow = serve(service, backlog, offered, pods, work[:, k], dt_s, slowdown)
         again = returned * 0.0 if retries is None else retries.share * flow.dropped
         took = latency(service, flow)
-        late = took.share_over(threshold_s)[:, 0]
-        # One look at the queue per sub-step is enough for a histogram that spans many of them.
-        over = by_column(took.share_over(edges, looks=(0.5,)))
-        (served,) = once(flow.served)
+        late = took.share_over(latency_threshold_s)
+        queues.append(took)
         parts.append(
             Tally(
                 served=flow.served,
@@ -135,13 +136,19 @@ def serve_tick(
                 latency_s=mean_latency_s(service, flow) * flow.served,
                 used_s=flow.utilization * pods * dt_s,
                 ready_s=pods * dt_s,
-                within=(1.0 - over) * served,
             )
         )
         retrying = retrying - returned + again
         if warmup is not None:
             cold = cold * xp.exp(-dt_s / warmup.decay_s) + (ready[k + 1] - pods)
-    return Waiting(backlog, retrying, cold), _sum(parts)
+    served = once(*(part.served for part in parts))
+
+    def within(edge_s: Array) -> Array:
+        # One look at the queue per sub-step is enough for a histogram that spans many of them.
+        shares = (1.0 - took.share_over(edge_s, looks=(0.5,)) for took in queues)
+        return sum(count * share for count, share in zip(served, shares, strict=True))
+
+    return Waiting(backlog, retrying, cold), _sum(parts), each(within, edges_s)
 
 
 def _sum(parts: Sequence[Tally]) -> Tally:

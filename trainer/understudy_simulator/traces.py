@@ -23,6 +23,8 @@ RATE_COLUMN = "requests_per_second"
 TIME_COLUMN = "timestamp_s"
 SMALL_COUNT = 100.0
 """Requests per sample under which counting noise (over 10 %) would pass for load once it is scaled up."""
+SMOOTHING_S = 300.0
+"""Such samples are averaged over this, or over three of them if that is longer."""
 
 
 class TraceError(ValueError):
@@ -103,7 +105,7 @@ def rate_curve(trace: Trace, window_s: float | None = None) -> Trace:
         trace: measured rates.
         window_s: centred smoothing window; by default the larger of 5 minutes and 3 samples.
     """
-    window_s = max(300.0, 3.0 * trace.step_s) if window_s is None else window_s
+    window_s = max(SMOOTHING_S, 3.0 * trace.step_s) if window_s is None else window_s
     # A window of three samples reaches one to either side.
     half = max(1, int(0.5 * window_s / trace.step_s + 1e-9))
     rates = trace.requests_per_second

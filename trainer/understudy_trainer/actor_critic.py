@@ -15,6 +15,7 @@ from pydantic import dataclasses as checked
 from torch import Tensor, nn
 
 from understudy_trainer import config as command_line
+from understudy_trainer import distributed
 from understudy_trainer.networks import FORBIDDEN_LOGIT, Actor, linear, trunk
 from understudy_trainer.normalizer import Normalizer
 
@@ -80,10 +81,11 @@ class ValueScale(nn.Module):
         rows = returns.flatten(0, -2)
         self.count += 1
         share = torch.clamp(1.0 / self.count, min=self.least_share)
-        mean = self.mean + share * (rows.mean(0) - self.mean)
+        mean = self.mean + share * (distributed.averaged(rows.mean(0)) - self.mean)
         # The batch's second moment about the new mean, the old one about the old mean plus how far that moved.
         old = self.deviation**2 + (self.mean - mean) ** 2
-        variance = torch.where(self.count > 1, (1 - share) * old, 0.0) + share * ((rows - mean) ** 2).mean(0)
+        spread = distributed.averaged(((rows - mean) ** 2).mean(0))
+        variance = torch.where(self.count > 1, (1 - share) * old, 0.0) + share * spread
         deviation = variance.sqrt().clamp(min=1e-4)
         ratio = self.deviation / deviation
         critic.weight.mul_(ratio[:, None])

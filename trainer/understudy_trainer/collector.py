@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic import dataclasses as checked
 from torch import Tensor
 
-from understudy_trainer import actor_critic
+from understudy_trainer import actor_critic, distributed
 from understudy_trainer import config as command_line
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.environment import Environment, Step, View
@@ -104,9 +104,10 @@ class RewardScaler:
 
     def _merge(self, rows: Tensor, index: Tensor) -> None:
         empty = torch.zeros_like(self.count)
-        count = empty.index_add(0, index, torch.ones_like(rows))
-        mean = empty.index_add(0, index, rows) / count.clamp(min=1.0)
-        variance = empty.index_add(0, index, (rows - mean[index]) ** 2) / count.clamp(min=1.0)
+        count = distributed.total(empty.index_add(0, index, torch.ones_like(rows)))
+        mean = distributed.total(empty.index_add(0, index, rows)) / count.clamp(min=1.0)
+        spread = distributed.total(empty.index_add(0, index, (rows - mean[index]) ** 2))
+        variance = spread / count.clamp(min=1.0)
         total = self.count + count
         share = count / total.clamp(min=1.0)
         delta = mean - self.mean

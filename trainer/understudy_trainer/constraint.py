@@ -12,6 +12,7 @@ from pydantic import dataclasses as checked
 from torch import Tensor
 
 from understudy_trainer import config as command_line
+from understudy_trainer import distributed
 
 
 @checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
@@ -49,7 +50,7 @@ class Multiplier:
     def update(self, cost: Tensor) -> None:
         """Take note of a rollout's costs (any shape) before the policy learns from it."""
         config = self.config
-        mean, before = cost.mean(), self.smoothed[-1]
+        mean, before = distributed.averaged(cost.mean()), self.smoothed[-1]
         now = torch.where(before.isnan(), mean, config.smoothing * before + (1 - config.smoothing) * mean)
         self.smoothed = torch.cat([self.smoothed[1:], now[None]])
         unit = max(config.limit, 1e-12)

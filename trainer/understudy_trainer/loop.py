@@ -24,6 +24,7 @@ from pydantic import Field
 from pydantic import dataclasses as checked
 
 from understudy_trainer import config as command_line
+from understudy_trainer import distributed
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.learner import Learner
 from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load, save
@@ -133,9 +134,11 @@ class Trainer:
         with stopped_by_sigterm(self._request_stop), scalars_to(self.folder) as write:
             start = before = time.monotonic()
             noted: list[dict[str, float]] = []
+            distributed.follow_first(self.learner.parameters.flat)
             if self.steps == 0:
                 self.warm_up()
-            while self.steps < self.config.total_steps and not self._stop:
+            stopped = False
+            while self.steps < self.config.total_steps and not stopped:
                 noted.append(self.iterate())
                 now = time.monotonic()
                 self.seconds += now - before
@@ -151,10 +154,9 @@ class Trainer:
                             self._stop = True
                 if self.updates % self.config.checkpoint_updates == 0:
                     self.save()
+                stopped = distributed.any_process(self._stop)
             self.save()
-        return Outcome(
-            self.steps, self.updates, self._stop, self.restores, self.episode_return(), self.seconds
-        )
+        return Outcome(self.steps, self.updates, stopped, self.restores, self.episode_return(), self.seconds)
 
     def warm_up(self) -> None:
         """Let the normaliser see one rollout of the untrained network before anything is learnt.
@@ -179,7 +181,7 @@ class Trainer:
         # The one wait for the device in an update, that for the episodes that ended apart.
         names = list(metrics)
         told = torch.stack([metrics[name].float() for name in names] + [self.learner.parameters.flat.sum()])
-        values = told.tolist()
+        values = distributed.averaged(told).tolist()
         if not all(map(math.isfinite, values)):
             self._quarantine(rollout)
             return {}
@@ -196,12 +198,10 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint; it is the best where its score, or else its return, is the highest so far."""
-        if self.checkpoints is None:
-            return
         is_best = False
         if not self.config.evaluate_updates:
             is_best = self._improves(self.episode_return())
-        self.checkpoints.write(self.state_dict(), self.updates, is_best)
+        self._write(is_best)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -218,10 +218,12 @@ class Trainer:
             ) from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on; in the first of several processes that of all."""
+        collector, *peers = distributed.gathered(self.collector.state_dict())
         return {
             "learner": self.learner.state_dict(),
-            "collector": self.collector.state_dict(),
+            "collector": collector,
+            "peers": peers,
             "steps": self.steps,
             "updates": self.updates,
             "restores": self.restores,
@@ -232,17 +234,27 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            CheckpointError: another number of processes wrote it.
+        """
+        collectors = [state["collector"], *state.get("peers", [])]
+        if len(collectors) != distributed.size():
+            raise CheckpointError(
+                f"the checkpoint holds the episodes of {len(collectors)} processes and {distributed.size()} "
+                f"would go on with them; start {len(collectors)} (torchrun --nproc-per-node)"
+            )
         self.learner.load_state_dict(state["learner"])
-        self.collector.load_state_dict(state["collector"])
+        self.collector.load_state_dict(collectors[distributed.rank()])
         for name in ("steps", "updates", "restores", "seconds", "best"):
             setattr(self, name, state[name])
         self.returns.extend(state["returns"])
         self.lengths.extend(state["lengths"])
 
     def count(self, rollout: Rollout) -> None:
-        """Add a rollout's environment steps."""
-        self.steps += rollout.action.numel()
+        """Add a rollout's environment steps, and as many for every other process."""
+        self.steps += rollout.action.numel() * distributed.size()
 
     def _learned(self) -> dict[str, Any]:
         return {"learner": self.learner.state_dict(), "scaler": self.collector.scaler.state_dict()}
@@ -273,10 +285,16 @@ class Trainer:
         every = self.config.evaluate_updates
         if self.evaluate is None or not every or self.updates % every:
             return {}
-        judged = self.evaluate(self.learner.model)
-        if self._improves(judged["score"]) and self.checkpoints:
-            self.checkpoints.write(self.state_dict(), self.updates, is_best=True)
+        evaluate = self.evaluate
+        judged = distributed.from_first(lambda: evaluate(self.learner.model))
+        if self._improves(judged["score"]):
+            self._write(is_best=True)
         return {f"evaluation/{name}": value for name, value in judged.items()}
+
+    def _write(self, is_best: bool) -> None:
+        content = self.state_dict()
+        if self.checkpoints:
+            self.checkpoints.write(content, self.updates, is_best)
 
     def _improves(self, score: float) -> bool:
         improved = score > self.best
@@ -289,7 +307,7 @@ class Trainer:
             for name, value in scalars.items():
                 told.setdefault(name, []).append(value)
         means = {name: sum(values) / len(values) for name, values in told.items()}
-        rows = self.collector.environment.num_envs * self.collector.steps
+        rows = self.collector.environment.num_envs * self.collector.steps * distributed.size()
         episodes = {
             "episode_return": self.episode_return(),
             "episode_return_least": min(self.returns, default=math.nan),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from understudy_trainer import distributed
+
 
 class Normalizer(nn.Module):
     """Standardises a batch with moments gathered so far, clipped to ±`clip` standard deviations.
@@ -34,9 +36,10 @@ class Normalizer(nn.Module):
     def update(self, batch: Tensor) -> None:
         """Fold a batch `[B, F]` into the moments (Chan's merge of two samples, in double precision)."""
         rows = batch.double()
-        mean, variance = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
-        total = self.count + len(rows)
-        share = len(rows) / total
+        mean, variance = distributed.moments(rows)
+        count = len(rows) * distributed.size()
+        total = self.count + count
+        share = count / total
         delta = mean - self.mean
         merged = (1 - share) * self.variance + share * variance + share * (1 - share) * delta * delta
         self.mean.copy_(self.mean + share * delta)

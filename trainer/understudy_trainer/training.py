@@ -12,6 +12,7 @@ from pydantic import Field
 from pydantic import dataclasses as checked
 
 from understudy_trainer import config as command_line
+from understudy_trainer import distributed
 from understudy_trainer.actor_critic import ActorCritic, NetworkConfig
 from understudy_trainer.algorithms.a2c import A2C, A2CConfig
 from understudy_trainer.algorithms.a3c import A3CConfig
@@ -82,7 +83,7 @@ def make_learner(model: ActorCritic, config: TrainingConfig, generator: torch.Ge
     if isinstance(options, PPOConfig):
         return PPO(model, generator, options, config.constraint, config.compiled)
     if isinstance(options, ACKTRConfig):
-        return ACKTR(model, generator, options, config.constraint)
+        return ACKTR(model, generator, options, config.constraint, config.compiled)
     return A2C(model, options, config.constraint, config.compiled)
 
 
@@ -98,7 +99,7 @@ def make_collector(
 def make_trainer(
     environment: Environment, config: TrainingConfig, folder: Path | None = None, **parts: Any
 ) -> Trainer:
-    """A trainer with everything that it needs.
+    """A trainer with everything that it needs; in one of several processes, one that acts by draws of its own.
 
     Args:
         environment: to learn in.
@@ -106,9 +107,9 @@ def make_trainer(
         folder: see `Trainer`.
         parts: `listeners` and `evaluate` of `Trainer`.
     """
-    acting, learning = (
-        torch.Generator(environment.device).manual_seed(seed) for seed in seeds(config.seed, 0, 2)
-    )
+    # What a learner draws is the same in all processes: so they stay equal, and one checkpoint is that of all.
+    drawn = seeds(config.seed, distributed.rank(), 2)[0], seeds(config.seed, 0, 2)[1]
+    acting, learning = (torch.Generator(environment.device).manual_seed(seed) for seed in drawn)
     model = make_model(environment, config)
     learner = make_learner(model, config, learning)
     collector = make_collector(environment, model, config, acting)

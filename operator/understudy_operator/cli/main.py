@@ -282,21 +282,41 @@ def _read_range(url: str, promql: str, duration_s: float, step_s: float) -> tupl
 judge.register(app, _read_range)
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-)
+FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=FORWARDED)
 def train(context: typer.Context) -> None:
     """Learn a policy, where the trainer is installed; `understudy train --help` lists the options."""
+    _forward("train", context.args)
+
+
+@app.command(context_settings=FORWARDED)
+def tune(context: typer.Context) -> None:
+    """Search for options that learn better policies; `understudy tune --help` lists what may be said."""
+    _forward("tune", context.args)
+
+
+@app.command(context_settings=FORWARDED)
+def runs(context: typer.Context) -> None:
+    """Look at training runs: `understudy runs compare DIR…`."""
+    _forward("runs", context.args)
+
+
+def _forward(name: str, arguments: list[str]) -> None:
     # By its entry point: the operator's room knows no torch, and is installed without it.
-    (trainer,) = entry_points(group="understudy.commands", name="train")
+    (trainer,) = entry_points(group="understudy.commands", name=name)
     try:
         command = trainer.load()
     except ModuleNotFoundError as error:
         typer.echo(f"error: the trainer lacks {error.name}: pip install 'understudy[trainer]'", err=True)
         raise typer.Exit(1) from error
-    program = typer.Typer(add_completion=False)
-    program.command()(command)
-    program(context.args, prog_name="understudy train")
+    program = command
+    if not isinstance(command, typer.Typer):
+        program = typer.Typer(add_completion=False)
+        program.command()(command)
+    # A history may lie in Prometheus, and only this room talks to it.
+    program(arguments, prog_name=f"understudy {name}", obj=_read_range)
 
 
 def main() -> None:

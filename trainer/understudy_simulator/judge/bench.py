@@ -30,14 +30,24 @@ ROWS_AT_ONCE = 8192
 Report = Callable[[float], None]
 
 
-def entrants(policies: Sequence[Path]) -> list[Entrant]:
-    """All rules, then the policies.
+Tuned = Sequence[Path]
+"""Files of one cell: every policy after it was trained further on the cell's past, in order; empty where none was."""
+
+
+def entrants(policies: Sequence[Path], tuned: Sequence[Tuned] = ()) -> list[Entrant]:
+    """All rules, then the policies, then what became of them.
+
+    Args:
+        policies: ONNX files.
+        tuned: of every cell that is held together.
 
     Raises:
         ValueError: two policies have the same name.
         ArtifactError: a policy failed verification.
     """
     everybody = [*taking_part.rules(), *(taking_part.policy(path) for path in policies)]
+    for path, *files in zip(policies, *tuned, strict=True) if any(tuned) else ():
+        everybody.append(taking_part.fine_tuned(path, files))
     names = [entrant.name for entrant in everybody]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -51,6 +61,7 @@ def run(
     out: Path,
     workers: int | None = None,
     progress: Report = lambda share: None,
+    tuned: Sequence[Tuned] | None = None,
 ) -> list[CellResult]:
     """Judge cells, or take what `out` holds of them from an earlier run with the same inputs.
 
@@ -60,13 +71,15 @@ def run(
         out: folder for one result file per cell; made if it is missing.
         workers: processes; by default one per core.
         progress: is told the share of the work that is done.
+        tuned: of every cell; see `tuning`.
 
     Returns:
         One result per cell, in order: the same numbers whatever `workers` is.
     """
     out.mkdir(parents=True, exist_ok=True)
-    everybody = entrants(policies)
-    marks = [mark(cell, everybody, policies) for cell in cells]
+    tuned = tuned or [()] * len(cells)
+    everybody = entrants(policies, tuned[:1])
+    marks = [mark(cell, everybody, [*policies, *own]) for cell, own in zip(cells, tuned, strict=True)]
     files = [out / f"{cell.key}.npz" for cell in cells]
     missing = [k for k, (file, own) in enumerate(zip(files, marks, strict=True)) if not _holds(file, own)]
     rows = sum(len(entrant.labels) for entrant in everybody)
@@ -77,10 +90,14 @@ def run(
     progress(done / total)
     # Spawned, because a fork would take over threads of ONNX runtime and of the caller in the middle of their work.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_stop_when_interrupted) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=stop_when_interrupted) as pool:
         waiting = {
             pool.submit(
-                _judge, [cells[k] for k in batch], policies, [(files[k], marks[k]) for k in batch]
+                _judge,
+                [cells[k] for k in batch],
+                policies,
+                [tuned[k] for k in batch],
+                [(files[k], marks[k]) for k in batch],
             ): batch
             for batch in batches
         }
@@ -99,11 +116,11 @@ def mark(cell: Cell, everybody: Sequence[Entrant], policies: Sequence[Path]) -> 
     """Names everything that a cell's result depends on, so that a stale file is never taken for a fresh one."""
     labels = [(entrant.name, entrant.labels) for entrant in everybody]
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in policies]
-    return hashlib.sha256(repr([cell.fingerprint(), labels, digests, _program()]).encode()).hexdigest()
+    return hashlib.sha256(repr([cell.fingerprint(), labels, digests, program()]).encode()).hexdigest()
 
 
 @functools.cache
-def _program() -> str:
+def program() -> str:
     """Digest of all code that a result may depend on: an upgrade in the middle of a run is a new run."""
     digest = hashlib.sha256()
     for package in (understudy_policy, understudy_simulator):
@@ -126,14 +143,19 @@ def _batches(cells: Sequence[Cell], missing: Sequence[int], rows: int, workers: 
             yield own[k::count]
 
 
-def _stop_when_interrupted() -> None:
+def stop_when_interrupted() -> None:
     """A worker ends at once at Ctrl-C; as an exception it would only end the batch at hand."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _judge(cells: Sequence[Cell], policies: Sequence[Path], targets: Sequence[tuple[Path, str]]) -> None:
+def _judge(
+    cells: Sequence[Cell],
+    policies: Sequence[Path],
+    tuned: Sequence[Tuned],
+    targets: Sequence[tuple[Path, str]],
+) -> None:
     """What a worker does."""
-    results = hold(cells, entrants(policies))
+    results = hold(cells, entrants(policies, tuned))
     for result, (file, own) in zip(results, targets, strict=True):
         write(result, file, own)
 

@@ -28,7 +28,7 @@ STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW, STATIC = (
     "row",
     "static",
 )
-SWEPT = (HPA, KEDA, KNATIVE, SEASONAL, ROW)
+SWEPT = (STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW)
 """Entrants whose configurations are what `rule-past` and `rule-hindsight` choose from."""
 
 CHOICES: dict[str, Sequence[Choice]] = {
@@ -44,6 +44,9 @@ PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Prices of a missed request that a policy may be asked for; it chooses one on the past."""
 
 SLO_TARGET = 0.99
+
+TUNED = "fine-tuned:"
+"""Before the name of a policy that was trained further on the past of every cell."""
 
 
 class _RulePlayer:
@@ -97,22 +100,48 @@ def policy(path: Path) -> Entrant:
     Raises:
         ArtifactError: the file failed verification.
     """
-    actor = load(f"file://{path.resolve()}")
+    actor = _loaded(path)
 
     def play(pick: Ints, where: Where) -> Player:
-        return _PolicyPlayer(actor, np.array(PREFERENCES)[pick], where)
+        return _PolicyPlayer([(actor, slice(None))], np.array(PREFERENCES)[pick], where)
 
-    return Entrant(path.stem, tuple(f"price {p:g}" for p in PREFERENCES), play, policy=True)
+    return Entrant(path.stem, _PRICES, play, policy=True)
+
+
+def fine_tuned(path: Path, files: Sequence[Path]) -> Entrant:
+    """A policy that was trained further for every cell.
+
+    Args:
+        path: what it was before.
+        files: one per cell, in their order.
+
+    Raises:
+        ArtifactError: a file failed verification.
+    """
+    actors = [_loaded(file) for file in files]
+
+    def play(pick: Ints, where: Where) -> Player:
+        own = [(actor, np.flatnonzero(where.cell == cell)) for cell, actor in enumerate(actors)]
+        return _PolicyPlayer(own, np.array(PREFERENCES)[pick], where)
+
+    return Entrant(TUNED + path.stem, _PRICES, play, policy=True)
+
+
+_PRICES = tuple(f"price {p:g}" for p in PREFERENCES)
+
+
+def _loaded(path: Path) -> Actor:
+    return load(f"file://{path.resolve()}")
 
 
 class _PolicyPlayer:
-    """An actor inside the operator's own decision program, at full authority and without the guards.
+    """Actors inside the operator's own decision program, each for its rows, at full authority and without the guards.
 
     Without the guards, because they are the operator's and settings of people: what is judged is the policy.
     """
 
-    def __init__(self, actor: Actor, price: Floats, where: Where) -> None:
-        self._actor = actor
+    def __init__(self, actors: Sequence[tuple[Actor, slice | Ints]], price: Floats, where: Where) -> None:
+        self._actors = actors
         count = len(price)
         self._settings = Settings(
             min_replicas=where.min_replicas,
@@ -150,7 +179,10 @@ class _PolicyPlayer:
         )
         self._state, observation = decision.observe(self._settings, self._state, looked)
         if self._ticks % actions.DECISION_TICKS == 0:
-            self._probabilities = self._actor.probabilities(observation.features, observation.allowed)
+            for actor, rows in self._actors:
+                self._probabilities[rows] = actor.probabilities(
+                    observation.features[rows], observation.allowed[rows]
+                )
         self._ticks += 1
         self._state, decided = decision.decide(self._settings, self._state, observation, self._probabilities)
         proposal: Ints = decided.proposal

@@ -175,13 +175,31 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def insert(file: Path, text: str) -> None:
-    """Put generated text between the marks of a page, which is made if it is missing."""
+    """Put generated text between the marks of a page, which is made if it is missing.
+
+    Raises:
+        ValueError: it has no marks.
+    """
+    before, after = _around(file)
+    file.write_text(f"{before}{_BEGIN}\n\n{text}\n{_END}{after}")
+
+
+def check_marks(file: Path) -> None:
+    """Say before hours of work what `insert` would say behind them.
+
+    Raises:
+        ValueError: the page is there, but has no marks.
+    """
+    _around(file)
+
+
+def _around(file: Path) -> tuple[str, str]:
     page = file.read_text() if file.is_file() else f"{_BEGIN}\n{_END}\n"
     before, found, rest = page.partition(_BEGIN)
     _, ends, after = rest.partition(_END)
     if not (found and ends):
         raise ValueError(f"{file}: it holds no lines {_BEGIN} and {_END}; add them where the tables belong.")
-    file.write_text(f"{before}{_BEGIN}\n\n{text}\n{_END}{after}")
+    return before, after
 
 
 _BEGIN, _END = "<!-- judge: begin -->", "<!-- judge: end -->"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from understudy_simulator.judge import entrants as taking_part
 from understudy_simulator.judge.contest import CellResult
-from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, SEASONAL, STATIC, STOCK, SWEPT
+from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, SEASONAL, STATIC, STOCK, SWEPT, TUNED
 from understudy_simulator.judge.world import FIGURES
 from understudy_simulator.protocol import VERSION, Cell
 
@@ -29,6 +29,7 @@ CLAIRVOYANT, AUDITIONED, RULE_PAST, RULE_HINDSIGHT = (
     "rule-hindsight",
 )
 HPA_STOCK, HPA_PAST = "hpa-stock", "hpa-past"
+ZERO_SHOT, FINE_TUNED = "zero-shot", "fine-tuned"
 RESAMPLES = 2000
 INTERVAL = (0.025, 0.975)
 LEAST_SHARE = 1e-3
@@ -55,12 +56,20 @@ class Standing:
 
 
 def standings(result: CellResult) -> dict[str, Standing]:
-    """All contestants of a cell, by name, in the order of reports."""
+    """All contestants of a cell, by name, in the order of reports.
+
+    Rules and policies as they are were not trained on this past, so all of it compares them. A policy that was would
+    look too good on what it was trained on, and miss too little there: on the part held back from it, it chooses its
+    preference and challenges the best of the others.
+    """
     past, future = (part[_ADJUSTED].mean(axis=1) for part in (result.past, result.future))
+    held_back = result.held_back.mean(axis=1)
     names = np.array(result.entrants)
     swept = np.flatnonzero(np.isin(names, SWEPT))
-    own = [STOCK, *SWEPT, STATIC]
-    policies = sorted(set(result.entrants) - set(own))
+    policies = _policies(result)
+    shipped, tuned = (
+        [name for name in policies if name.startswith(TUNED) == is_tuned] for is_tuned in (False, True)
+    )
 
     def rows(name: str) -> NDArray[np.int64]:
         return np.flatnonzero(names == name)
@@ -80,10 +89,14 @@ def standings(result: CellResult) -> dict[str, Standing]:
         RULE_HINDSIGHT: best(swept, future),
         STATIC: int(rows(STATIC)[0]),
     }
-    for name in policies:
-        chosen["zero-shot" if len(policies) == 1 else f"zero-shot:{name}"] = best(rows(name), past)
+    for kind, names_of_kind, by in ((ZERO_SHOT, shipped, past), (FINE_TUNED, tuned, held_back)):
+        for name in names_of_kind:
+            told = kind if len(names_of_kind) == 1 else f"{kind}:{name.removeprefix(TUNED)}"
+            chosen[told] = best(rows(name), by)
     if policies:
-        chosen[AUDITIONED] = best(np.concatenate([swept, *(rows(name) for name in policies)]), past)
+        champion = best(np.concatenate([swept, *(rows(name) for name in shipped)]), past)
+        challengers = [best(rows(name), held_back) for name in tuned]
+        chosen[AUDITIONED] = best(np.array([champion, *challengers]), held_back)
     table = {name: Standing(k, result.labels[k], result.future[:, k]) for name, k in chosen.items()}
     bound = np.full((len(FIGURES), len(result.bound)), np.nan)
     bound[_ADJUSTED] = result.bound
@@ -117,7 +130,7 @@ class Contest:
     @property
     def policies(self) -> list[str]:
         """The contestants that learned, and the audition."""
-        return [name for name in self.contestants if name.startswith("zero-shot") or name == AUDITIONED]
+        return [name for name in self.contestants if name.startswith((ZERO_SHOT, FINE_TUNED, AUDITIONED))]
 
     @property
     def families(self) -> dict[str, list[int]]:
@@ -263,6 +276,9 @@ def sweep(contest: Contest, entrant: str) -> tuple[list[str], Floats, Floats]:
 
 
 def policy_entrants(contest: Contest) -> list[str]:
-    """Names of the learned policies' files."""
-    known = {*taking_part.CHOICES, STATIC}
-    return sorted(set(contest.results[0].entrants) - known)
+    """The entrants that learned."""
+    return _policies(contest.results[0])
+
+
+def _policies(result: CellResult) -> list[str]:
+    return sorted(set(result.entrants) - {*taking_part.CHOICES, STATIC})

@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic import dataclasses as checked
 from torch import Tensor
 
-from understudy_trainer import actor_critic
+from understudy_trainer import actor_critic, distributed
 from understudy_trainer import config as command_line
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.learner import Batch, Learner, LearnerConfig, Metrics
@@ -87,6 +87,7 @@ class A2C(Learner):
     def learn(self, batch: Batch, learning_rate: float, entropy_coefficient: float) -> Metrics:
         """See `Learner`."""
         gradient, metrics = self.gradient(batch, entropy_coefficient)
+        gradient = distributed.averaged(gradient)
         metrics["gradient_norm"] = clip_norm(gradient, self.config.max_gradient_norm)
         self.apply(gradient, learning_rate)
         return metrics

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic import dataclasses as checked
 from torch import Tensor
 
-from understudy_trainer import actor_critic, returns
+from understudy_trainer import actor_critic, distributed, returns
 from understudy_trainer import config as command_line
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.optimizers import FlatParameters
@@ -182,7 +182,8 @@ class Learner(ABC):
             advantage = self.multiplier.combine(advantages)
             metrics["cost_mean"], metrics["cost_price"] = rollout.reward[..., 1].mean(), self.multiplier.price
         if config.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)
+            mean, variance = distributed.moments(advantage.flatten())
+            advantage = (advantage - mean) / (variance.sqrt() + 1e-8)
         flat = self.model.core is None
 
         def sequences(tensor: MaybeTensor) -> MaybeTensor:

@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic import dataclasses as checked
 from torch import Tensor
 
-from understudy_trainer import actor_critic
+from understudy_trainer import actor_critic, distributed
 from understudy_trainer import config as command_line
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.learner import Batch, Learner, LearnerConfig, Metrics
@@ -107,11 +107,12 @@ class PPO(Learner):
                 whole, means = self._loss(
                     self.model, chosen, config.clip, config.value_coefficient, coefficient
                 )
-                gradient = self.parameters.gradient(whole)
+                gradient = distributed.averaged(self.parameters.gradient(whole))
                 norms.append(clip_norm(gradient, config.max_gradient_norm))
                 self.optimizer.step(self.parameters.flat, gradient, learning_rate)
                 epoch.append(means)
-            told.append(torch.stack(epoch).mean(dim=0))
+            # Of all processes, so that they stop at the same pass.
+            told.append(distributed.averaged(torch.stack(epoch).mean(dim=0)))
             if config.target_kl is not None and float(told[-1][3]) > 1.5 * config.target_kl:
                 break
         policy, critic, entropy, divergence, clipped = told[-1]

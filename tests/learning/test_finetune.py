@@ -1,0 +1,263 @@
+"""A workload's own past: what is drawn from it, what is never looked at, and the artefact that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from small_contest import SMALL, cells, wave, write_trace
+from understudy_operator.cli import main as cli
+from understudy_policy import artifact, features
+from understudy_simulator import past as pasts
+from understudy_simulator import scenario
+from understudy_simulator.audition import PAST_TICKS, Episode
+from understudy_simulator.past import Past, PastError
+from understudy_simulator.protocol import PROFILES, Protocol
+from understudy_trainer import actors, finetune
+from understudy_trainer.autoscaling import AutoscalingConfig, AutoscalingEnvironment
+from understudy_trainer.finetune import FinetuneOptions, Tuner
+from understudy_trainer.options import read_options
+from understudy_trainer.training import make_model, make_trainer
+
+TINY = [
+    "world={workloads: 520, episode_ticks: 8, curves: 8, batches: 1, compiled: false, hints: true}",
+    "run={total_steps: 6240, log_updates: 1}",
+    "rollout_steps=4",
+    "critic_updates=1",
+    "begin_with=builtin://imitation",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def of(hours: float, **facts: float) -> Past:
+    return Past(wave(hours=hours), 2.0, PROFILES["web"], facts.get("startup_s", 30.0))
+
+
+def drawn(past: Past, count: int = 64, ticks: int = 160, seed: int = 0) -> Episode:
+    rng = np.random.default_rng(seed)
+    return pasts.draw(count, ticks, past, scenario.stock(16, rng, ticks), rng)
+
+
+def test_episodes_are_parts_of_the_past_at_its_own_size() -> None:
+    past = of(6.0)
+    rate = drawn(past).rate_rps[:, PAST_TICKS:]
+    low, high = past.curve.requests_per_second.min(), past.curve.requests_per_second.max()
+    factors = rate.max(axis=1) / high
+    assert (rate >= low * pasts.LOAD_FACTOR[0] - 1e-3).all()
+    assert factors.max() <= pasts.LOAD_FACTOR[1] + 1e-6
+    whole = np.interp(15.0 * np.arange(4 * 360), past.curve.timestamp_s, past.curve.requests_per_second)
+    best = [np.corrcoef(np.lib.stride_tricks.sliding_window_view(whole, 160)[k], rate[0])[0, 1]
+            for k in range(len(whole) - 160)]  # fmt: skip
+    assert max(best) > 0.999
+
+
+def test_nothing_is_remembered_from_before_the_first_sample() -> None:
+    past = of(2.0)
+    episode = drawn(past, ticks=480)
+    assert np.isnan(episode.observed_rps[:, : PAST_TICKS - 1]).all(), (
+        "every episode begins where the past does"
+    )
+    assert np.isnan(episode.yesterday_rps).all()
+
+
+def test_yesterday_is_what_came_a_day_before() -> None:
+    past = replace(of(50.0), curve=wave(hours=50.0, period_h=24.0))
+    episode = drawn(past, count=200)
+    known = np.isfinite(episode.yesterday_rps[:, 20])
+    assert 0.3 < known.mean() < 0.8
+    # The load repeats every day, but for its step in the middle of the two days.
+    now = episode.rate_rps[:, 20 * 20 : 21 * 20].mean(axis=1)
+    ratio = episode.yesterday_rps[known, 20] / now[known]
+    assert np.median(np.abs(np.log(ratio))) < 0.35
+    assert ratio.max() <= 1.02
+
+
+def test_own_and_made_up_services_live_together() -> None:
+    rng = np.random.default_rng(1)
+    stock = scenario.stock(16, rng, 160)
+    own = pasts.draw(40, 160, of(6.0, startup_s=200.0), stock, rng)
+    others = scenario.draw(24, 160, stock, rng)
+
+    def compare(a: object, b: object, c: object) -> None:
+        for field in fields(a):  # type: ignore[arg-type]
+            x, y, z = (getattr(one, field.name) for one in (a, b, c))
+            if is_dataclass(x):
+                compare(x, y, z)
+            elif isinstance(x, np.ndarray) and not field.metadata:
+                assert len(z) == 64
+                assert z.dtype == x.dtype == y.dtype
+                assert z.ndim == 1 or z.flags.f_contiguous, (
+                    f"{field.name} is another input of the compiled model"
+                )
+
+    both = pasts.together(own, others)
+    compare(own, others, both)
+    compare(own, others, pasts.together(own, others))
+    width = min(own.cluster.startup.shape[1], both.cluster.startup.shape[1])
+    assert np.array_equal(both.cluster.startup[:40, :width], own.cluster.startup[:, :width])
+    assert np.array_equal(both.cluster.window[40:, -others.cluster.window.shape[1] :], others.cluster.window)
+
+
+def test_the_future_and_what_is_held_back_change_nothing_that_is_learned_from() -> None:
+    (cell,) = cells(replace(SMALL, segment_s=12 * 3600), wave(hours=12.0))
+    past = pasts.of_cell(cell)
+    held_s = 15.0 * cell.held_back_tick
+    assert held_s - 300 <= past.curve.duration_s <= held_s
+    later = cell.curve.timestamp_s >= held_s
+    other = replace(cell.curve, requests_per_second=np.where(later, 1e6, cell.curve.requests_per_second))
+    changed = pasts.of_cell(replace(cell, curve=other))
+    assert changed.fingerprint() == past.fingerprint()
+    earlier = replace(cell.curve, requests_per_second=np.where(later, cell.curve.requests_per_second, 1.0))
+    assert pasts.of_cell(replace(cell, curve=earlier)).fingerprint() != past.fingerprint()
+
+
+def test_a_past_that_is_too_short_says_how_long_it_must_be() -> None:
+    with pytest.raises(PastError, match=r"wave: 1\.5 h to learn from; give 2 h or more"):
+        of(1.5)
+    with pytest.raises(PastError, match=r"480 ticks to learn from; give 960 or more"):
+        drawn(of(2.0), ticks=960)
+    (cell,) = cells(Protocol(1, 3 * 3600.0, ("web",), (5.0,), (30.0,), 2))
+    with pytest.raises(PastError):
+        pasts.of_cell(cell)
+
+
+def test_the_held_back_part_is_the_last_and_apart() -> None:
+    learned, held = finetune._split(of(20.0), 0.2)
+    assert held is not None
+    assert learned.curve.duration_s <= 16 * 3600 - 120
+    assert held.curve.duration_s == pytest.approx(4 * 3600)
+    assert held.curve.requests_per_second[-1] == of(20.0).curve.requests_per_second[-1]
+    whole, nothing = finetune._split(of(3.0), 0.2)
+    assert nothing is None
+    assert whole.curve.duration_s == 3 * 3600
+
+
+def test_the_critic_learns_first_and_the_actor_stays() -> None:
+    options = read_options(None, TINY, FinetuneOptions)
+    options = replace(options, network=replace(options.network, hidden=(64, 64)))
+    source = finetune._source(of(3.0), 0.25)
+    world = AutoscalingEnvironment(options.world, 0, source=source)
+    trainer = make_trainer(world, options.training())
+    actors.begin(trainer.learner.model, options.begin_with)
+    before = {name: own.clone() for name, own in trainer.learner.model.state_dict().items()}
+    finetune._teach_critic(trainer, 2)
+    after = trainer.learner.model.state_dict()
+    for name in before:
+        if name.startswith(("trunk.", "head.")):
+            assert torch.equal(before[name], after[name])
+    assert not torch.equal(before["critic.weight"], after["critic.weight"])
+
+
+def test_an_actor_keeps_its_shape() -> None:
+    for uri in ("builtin://imitation", "builtin://generalist"):
+        widths = finetune._widths(uri)
+        world = SimpleNamespace(
+            observation_size=features.F, num_actions=40, hints=0, device=torch.device("cpu")
+        )
+        options = read_options(
+            None, [f"network.hidden={list(widths)}", "network.shared_trunk=true"], FinetuneOptions
+        )
+        actors.begin(make_model(world, options.training()), uri)
+
+
+def test_a_history_becomes_an_artefact_with_its_lineage(tmp_path: Path) -> None:
+    history = write_trace(tmp_path / "shop.csv", wave(hours=24.0))
+    settings = [part for setting in TINY for part in ("--set", setting)]
+    told = CliRunner().invoke(
+        cli.app,
+        ["train", "--finetune", "--history", str(history), "--capacity-rps", "20", "--folder", str(tmp_path),
+         "--name", "shop", *settings],
+    )  # fmt: skip
+    assert told.exit_code == 0, told.output
+    assert "4.8 h, which were held back" in " ".join(told.output.split())
+    lineage = artifact.load((tmp_path / "shop.onnx").as_uri()).manifest.lineage
+    assert lineage["history"]["name"] == "shop"
+    assert lineage["history"]["span_s"] == 24 * 3600
+    assert lineage["history"]["held_back_s"] == pytest.approx(0.2 * 24 * 3600)
+    assert lineage["history"]["learned_s"] <= 0.8 * 24 * 3600
+    assert lineage["begun_with"]["sha256"] == artifact.load("builtin://imitation").sha256
+    assert lineage["options"]["generated_share"] == 0.25
+    assert set(lineage["held_out"]) == set(lineage["history"]["held_out_before"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--history", "x.csv"], "without --finetune"),
+        (["--finetune", "--history", "x.csv"], "needs --capacity-rps"),
+        (["--finetune", "--capacity-rps", "20", "--history", "nowhere.csv"], "nowhere.csv: no such trace file"),
+        (["--finetune", "--capacity-rps", "20"], "exactly one source"),
+        (["--finetune", "--capacity-rps", "20", "--prometheus", "http://p:9090"], "--query"),
+        (["--finetune", "--capacity-rps", "20", "--generated-history", "--resume"], "begin anew"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_said_in_a_sentence(arguments: list[str], says: str) -> None:
+    told = CliRunner().invoke(cli.app, ["train", *arguments])
+    assert told.exit_code == 2
+    assert says in " ".join(told.output.split())
+
+
+def test_prometheus_is_read_by_the_operators_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read_range(url: str, promql: str, duration_s: float, step_s: float) -> tuple[object, object]:
+        asked.append((url, promql, duration_s, step_s))
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(cli, "_read_range", read_range)
+    told = CliRunner().invoke(
+        cli.app,
+        ["train", "--finetune", "--capacity-rps", "20", "--prometheus", "http://p:9090", "--query", "sum(x)",
+         "--days", "2"],
+    )  # fmt: skip
+    assert told.exit_code == 2
+    assert asked == [("http://p:9090", "sum(x)", 2 * 86400.0, 15.0)]
+
+
+def test_what_the_judge_plugs_in_says_what_it_depends_on_and_writes_an_actor(tmp_path: Path) -> None:
+    options = replace(read_options(None, TINY, FinetuneOptions), held_back_share=0.0)
+    tune = Tuner(options)
+    assert tune.mark() == Tuner(options).mark()
+    assert tune.mark() != Tuner(replace(options, seed=1)).mark()
+    tune(artifact.resolve("builtin://imitation"), of(3.0), tmp_path / "own.onnx")
+    own = artifact.load((tmp_path / "own.onnx").as_uri())
+    assert own.manifest.lineage["history"]["sha256"] == of(3.0).fingerprint()
+    assert own.manifest.lineage["history"]["held_back_s"] == 0.0
+
+
+def test_a_share_of_none_is_the_workload_alone() -> None:
+    config = AutoscalingConfig(workloads=8, episode_ticks=8, curves=8)
+    episode = finetune._source(of(3.0), 0.0)(np.random.default_rng(0), config)
+    assert len(episode.seeds) == 8
+    assert np.allclose(episode.cluster.service.capacity_rps, PROFILES["web"].capacity_rps)
+
+
+def test_one_compilation_serves_all_workloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Traced as for real, but run as it is: what takes minutes is compiling, and it must happen once.
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **how: real(function, **{**how, "backend": "eager"})
+    )
+    finetune.shared_program.cache_clear()
+    torch._dynamo.reset()
+    graphs = torch._dynamo.utils.counters["stats"]
+    settings = [TINY[0].replace("compiled: false", "compiled: true"), *TINY[1:], "ppo.minibatch_rows=1040"]
+    options = replace(read_options(None, settings, FinetuneOptions), held_back_share=0.0)
+    before, passes = graphs["unique_graphs"], []
+    for service, startup_s in (("web", 30.0), ("llm", 180.0)):
+        past = Past(wave(hours=3.0), 2.0, PROFILES[service], startup_s)
+        finetune.finetune(options, past, tmp_path / f"{service}.onnx", service)
+        passes.append(graphs["unique_graphs"] - before)
+    finetune.shared_program.cache_clear()
+    torch._dynamo.reset()
+    assert passes == [5, 5], "three functions of the world, one of acting, one of learning"

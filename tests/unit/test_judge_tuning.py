@@ -1,0 +1,78 @@
+"""Policies trained further on the past of every cell: each cell gets its own, kept between runs, judged like any."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from small_contest import SMALL, NamesARow, cells, constant_actor, wave
+from understudy_simulator.judge import bench, tuning
+from understudy_simulator.judge.entrants import ROW, TUNED
+from understudy_simulator.judge.world import FIGURES
+from understudy_simulator.protocol import PROFILES
+
+OF_WEB, OF_LLM = 12, 31
+TUNE = NamesARow(((PROFILES["web"].capacity_rps, OF_WEB), (PROFILES["llm"].capacity_rps, OF_LLM)))
+COST = FIGURES.index("cost")
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """Two services with a past that is long enough to learn from."""
+    return cells(replace(SMALL, profiles=("web", "llm"), segment_s=5 * 3600), wave(hours=5.0))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    return constant_actor(tmp_path_factory.mktemp("policies") / "mine.onnx", 3)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("tuned")
+
+
+@pytest.fixture(scope="module")
+def tuned(judged, policy, out):
+    files, left = tuning.run(judged, [policy], TUNE, out, workers=1)
+    assert left == {}
+    return files
+
+
+def test_every_cell_gets_an_actor_of_its_own_and_keeps_it(judged, policy, out, tuned):
+    before = {file: file.stat().st_mtime_ns for (file,) in tuned}
+    assert len(before) == len(judged) == 2
+    shares = []
+    again, _ = tuning.run(judged, [policy], TUNE, out, workers=1, progress=shares.append)
+    assert again == tuned
+    assert {file: file.stat().st_mtime_ns for (file,) in again} == before
+    assert shares == [1.0]
+
+
+def test_another_actor_past_or_trainer_is_trained_anew(judged, policy, tmp_path, tuned):
+    other = constant_actor(tmp_path / "mine.onnx", 4)
+    swapped = NamesARow(tuple((capacity, OF_LLM) for capacity, _ in TUNE.rows))
+    names = {file.name for (file,) in tuned}
+    for changed, of, tune in (
+        (judged, other, TUNE),
+        (judged, policy, swapped),
+        ([replace(cell, startup_s=60.0) for cell in judged], policy, TUNE),
+    ):
+        files, _ = tuning.run(changed, [of], tune, tmp_path / "out", workers=1)
+        assert names.isdisjoint(file.name for (file,) in files)
+
+
+def test_each_cell_is_judged_with_its_own_actor(judged, policy, tmp_path, tuned):
+    short = [replace(cell, ticks=cell.past_ticks + 100) for cell in judged]
+    results = bench.run(short, [policy], tmp_path, workers=1, tuned=tuned)
+    for result, row in zip(results, (OF_WEB, OF_LLM), strict=True):
+        names = np.array(result.entrants)
+        own, rows = (result.future[COST][names == name] for name in (TUNED + "mine", ROW))
+        np.testing.assert_allclose(own, np.broadcast_to(rows[row], own.shape), rtol=2e-3)
+    stale = bench.mark(short[0], bench.entrants([policy], tuned[:1]), [policy, *tuned[1]])
+    assert stale != bench.mark(short[0], bench.entrants([policy], tuned[:1]), [policy, *tuned[0]])
+
+
+def test_the_trainer_that_is_installed_is_plugged_in():
+    tune = tuning.plugged()
+    assert len(tune.mark()) > 64

@@ -1,0 +1,103 @@
+"""Policies trained further on a cell's past, before anybody is judged on its future.
+
+Learning is not the judge's business, and the room that can learn stands above this one. So who trains is plugged in,
+and gets nothing but the actor and the past: it could not look at the future if it wanted to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from understudy_simulator.judge.bench import Report, program, stop_when_interrupted
+from understudy_simulator.past import Past, PastError, of_cell
+from understudy_simulator.protocol import Cell
+
+GROUP, NAME = "understudy.learning", "finetune"
+
+
+class Tune(Protocol):
+    """Who trains; it must be picklable, and the same inputs must give the same actor."""
+
+    def mark(self) -> str:
+        """Names everything of the trainer that a result depends on."""
+
+    def __call__(self, actor: Path, past: Past, target: Path) -> None:
+        """Train an actor further on a past, and write it where `target` says, whole or not at all."""
+
+
+def plugged() -> Tune:
+    """The trainer that is installed.
+
+    Raises:
+        ModuleNotFoundError: it lacks something.
+    """
+    (found,) = entry_points(group=GROUP, name=NAME)
+    tune: Tune = found.load()()
+    return tune
+
+
+def run(
+    cells: Sequence[Cell],
+    policies: Sequence[Path],
+    tune: Tune,
+    out: Path,
+    workers: int | None = None,
+    progress: Report = lambda share: None,
+) -> tuple[list[list[Path]], dict[str, str]]:
+    """Train every policy further for every cell, or take what `out` holds of that.
+
+    Args:
+        cells: whose pasts are learned from, each without the part that is held back.
+        policies: ONNX files.
+        tune: who trains.
+        out: folder for the actors; made if it is missing. Their names hold a digest of all that they depend on.
+        workers: processes; by default one per core.
+        progress: is told the share of the work that is done.
+
+    Returns:
+        Files of every cell, in the order of policies; and by key of the cell, why a policy was left there as it was.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[list[Path]] = []
+    left: dict[str, str] = {}
+    todo: dict[Path, tuple[Path, Past]] = {}
+    for cell in cells:
+        try:
+            past = of_cell(cell)
+        except PastError as error:
+            left[cell.key] = str(error)
+            files.append(list(policies))
+            continue
+        targets = [out / f"{cell.key}-{path.stem}-{_digest(path, past, tune)}.onnx" for path in policies]
+        todo |= {
+            target: (path, past)
+            for target, path in zip(targets, policies, strict=True)
+            if not target.is_file()
+        }
+        files.append(targets)
+    progress(0.0 if todo else 1.0)
+    workers = min(workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=stop_when_interrupted) as pool:
+        waiting = [pool.submit(tune, path, past, target) for target, (path, past) in todo.items()]
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                future.result()
+                progress(done / len(waiting))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return files, left
+
+
+def _digest(policy: Path, past: Past, tune: Tune) -> str:
+    content = hashlib.sha256(policy.read_bytes()).hexdigest()
+    return hashlib.sha256(repr([content, past.fingerprint(), tune.mark(), program()]).encode()).hexdigest()[
+        :16
+    ]

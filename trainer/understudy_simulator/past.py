@@ -1,0 +1,230 @@
+"""A workload's own past as a place to learn in: its load as it came, met again at other moments with other luck.
+
+A policy that is trained further for one workload must not see what it will be judged on. So a past is cut here, once,
+before any learner gets hold of it; everything that is drawn from it follows from what was known at its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy_policy import history
+from understudy_policy.rows import Array, concatenate
+from understudy_simulator import scenario
+from understudy_simulator.audition import PAST_TICKS, Episode
+from understudy_simulator.cluster import ClusterConfig, Profile
+from understudy_simulator.protocol import CEILING, STARTUP_SIGMA, TICK_S, Cell
+from understudy_simulator.scenario import Ranges, Stock
+from understudy_simulator.traces import SMOOTHING_S, Trace
+
+Floats = NDArray[np.float64]
+
+LEAST_S = 2 * 3600.0
+"""Shortest load that can be learned from: as long as an episode."""
+
+LOAD_FACTOR = (0.8, 1.25)
+"""The load of every episode is scaled by a factor from this range (log): growth, and weeks that are not alike."""
+
+_BLOCK, _DAY = history.BLOCK_TICKS, history.BLOCKS_PER_DAY * history.BLOCK_TICKS
+
+
+class PastError(ValueError):
+    """There is too little of a past; the message says how much is needed."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is known of a workload.
+
+    Attributes:
+        curve: its request rate, from time 0 up to now; its samples may be longer than a tick.
+        dispersion: variance over mean of its arrivals in a sub-step.
+        service: how its pods serve.
+        startup_s: median start-up.
+        startup_sigma: standard deviation of its logarithm.
+    """
+
+    curve: Trace
+    dispersion: float
+    service: Profile
+    startup_s: float
+    startup_sigma: float = STARTUP_SIGMA
+
+    def __post_init__(self) -> None:
+        if self.curve.duration_s < LEAST_S:
+            raise PastError(
+                f"{self.curve.name}: {self.curve.duration_s / 3600:.1f} h to learn from; "
+                f"give {LEAST_S / 3600:g} h or more"
+            )
+
+    def fingerprint(self) -> str:
+        """Changes with anything that is drawn from it."""
+        facts = sorted((asdict(self) | {"curve": self.curve.step_s}).items())
+        return hashlib.sha256(repr(facts).encode() + self.curve.requests_per_second.tobytes()).hexdigest()
+
+    def lineage(self) -> dict[str, Any]:
+        """What an artefact says about it."""
+        return {
+            "name": self.curve.name,
+            "sha256": self.fingerprint(),
+            "span_s": self.curve.duration_s,
+            "step_s": self.curve.step_s,
+            "dispersion": self.dispersion,
+            "startup_s": self.startup_s,
+            "service": asdict(self.service),
+        }
+
+
+def until(curve: Trace, end_s: float) -> Trace:
+    """The part of a rate curve that was known at a time: samples that were smoothed with later ones are left out."""
+    reach_s = max(curve.step_s, 0.5 * SMOOTHING_S)
+    known = curve.timestamp_s + curve.step_s + reach_s <= end_s + 1e-9
+    return replace(
+        curve,
+        timestamp_s=curve.timestamp_s[known],
+        requests_per_second=curve.requests_per_second[known],
+    )
+
+
+def of_cell(cell: Cell) -> Past:
+    """What a policy may learn from before it is judged on a cell: the past without the part that is held back.
+
+    Raises:
+        PastError: it is too short.
+    """
+    curve = until(cell.curve, cell.held_back_tick * TICK_S)
+    return Past(curve, cell.dispersion, cell.service, cell.startup_s)
+
+
+def ranges(past: Past) -> Ranges:
+    """A workload as it is known, with what may well be otherwise: start-up, scatter, telemetry, the given capacity."""
+    service = past.service
+
+    def exactly(value: float) -> tuple[float, float]:
+        return value, value
+
+    def about(value: float, factor: float) -> tuple[float, float]:
+        return value / factor, value * factor
+
+    low, high = about(past.dispersion, 1.25)
+    return Ranges(
+        mean_pods=exactly(float(past.curve.requests_per_second.mean()) / service.capacity_rps),
+        capacity_rps=exactly(service.capacity_rps),
+        slots=exactly(service.capacity_rps * service.service_s),
+        service_cv=exactly(service.service_cv),
+        threshold_ratio=exactly(service.latency_threshold_s / service.service_s),
+        timeout_ratio=exactly(service.timeout_s / service.latency_threshold_s),
+        dispersion=(max(low, 1.0), max(high, 1.0)),
+        startup_median_s=about(past.startup_s, 1.2),
+        startup_sigma=exactly(past.startup_sigma),
+        termination_s=(3.0, 10.0),
+        cpu_request_cores=exactly(1.0),
+        metric_lag_s=(10.0, 15.0),
+        metric_window_s=(50.0, 60.0),
+        dropout=(0.0, 0.02),
+        sharing_share=0.0,
+        warmup_share=0.0,
+        retry_share=0.0,
+        node_share=0.0,
+        capacity_error=0.05,
+        capacity_unknown_share=0.0,
+        reference_target=exactly(0.7),
+        slo_nines=exactly(2.0),
+        forgetful_share=0.1,
+    )
+
+
+def draw(count: int, ticks: int, past: Past, own: Stock, rng: np.random.Generator) -> Episode:
+    """Draw episodes of one workload; in NumPy, single precision.
+
+    Each begins at some moment of the past. What lies before the first sample is not remembered, as it will not be when
+    the policy begins its work.
+
+    Args:
+        count: how many.
+        ticks: length of an episode.
+        past: the workload.
+        own: any stock of loads that are long enough; none of them is used.
+        rng: source of the draws; the same state gives the same episodes.
+
+    Raises:
+        PastError: the past is shorter than an episode.
+    """
+    rates = _by_tick(past.curve)
+    if len(rates) < ticks:
+        raise PastError(
+            f"{past.curve.name}: {len(rates)} ticks to learn from; give {ticks} or more, "
+            "or a shorter world.episode_ticks"
+        )
+    known = ranges(past)
+    services = scenario.draw(count, ticks, own, rng, known)
+    first = rng.integers(0, len(rates) - ticks + 1, count)[:, None] - PAST_TICKS
+    smallest, largest = np.log(LOAD_FACTOR)
+    factor = np.exp(rng.uniform(smallest, largest, (count, 1)))
+    at = first + np.arange(PAST_TICKS + ticks)
+    rate_rps = factor * rates[np.maximum(at, 0)]
+    forgetful = rng.random(count) < known.forgetful_share
+    seen = scenario.observed(rate_rps, services.dispersion.astype(np.float64), forgetful, rng)
+    blocks = np.arange(services.yesterday_rps.shape[1]) * _BLOCK
+    capacity_rps, mean_rps = past.service.capacity_rps, float(rates.mean())
+    most = np.ceil(factor[:, 0] * CEILING * rates.max() / capacity_rps).astype(np.int64) + 4
+
+    def stored(values: Floats) -> Array:
+        return scenario.single(scenario.by_tick(values))
+
+    return replace(
+        services,
+        settings=replace(services.settings, max_replicas=most),
+        # The same unit for all: at night a pod costs what it costs by day.
+        mean_rps=scenario.single(factor[:, 0] * mean_rps),
+        rate_rps=stored(rate_rps),
+        observed_rps=stored(np.where(at[:, :PAST_TICKS] < 0, np.nan, seen)),
+        yesterday_rps=stored(factor * _means(rates, first + blocks - _DAY)),
+        last_week_rps=stored(factor * _means(rates, first + blocks - 7 * _DAY)),
+    )
+
+
+def _by_tick(curve: Trace) -> Floats:
+    middle_s = TICK_S * (np.arange(int(curve.duration_s / TICK_S)) + 0.5)
+    return np.interp(middle_s, curve.timestamp_s + 0.5 * curve.step_s, curve.requests_per_second)
+
+
+def _means(rates: Floats, begin: NDArray[np.int64]) -> Floats:
+    """Mean rates of the five minutes that begin at these ticks; NaN where they are not all known."""
+    total = np.concatenate([[0.0], np.cumsum(rates)])
+    known = (begin >= 0) & (begin + _BLOCK <= len(rates))
+    at = np.where(known, begin, 0)
+    ends = np.minimum(at + _BLOCK, len(rates))
+    return np.where(known, (total[ends] - total[at]) / _BLOCK, np.nan)
+
+
+def together(first: Episode, second: Episode) -> Episode:
+    """The workloads of two (NumPy) episodes of equal length in one."""
+    # How long start-ups are told apart and how many scrapes a window spans depends on the slowest of a draw.
+    return concatenate(_alike(first, second.cluster), _alike(second, first.cluster))
+
+
+def _alike(own: Episode, other: ClusterConfig) -> Episode:
+    """The same workloads with tables as wide as the other's where those are wider."""
+
+    def ready(mine: Array, theirs: Array) -> Array:
+        return _wider(mine, theirs.shape[1], 1.0, end=True)
+
+    cluster, nodes = own.cluster, own.cluster.nodes
+    if nodes is not None and other.nodes is not None:
+        nodes = replace(nodes, startup=ready(nodes.startup, other.nodes.startup))
+    window = _wider(cluster.window, other.window.shape[1], 0.0, end=False)
+    startup = ready(cluster.startup, other.startup)
+    return replace(own, cluster=replace(cluster, startup=startup, window=window, nodes=nodes))
+
+
+def _wider(table: Array, columns: int, value: float, end: bool) -> Array:
+    more = max(columns - table.shape[1], 0)
+    widths = ((0, more) if end else (more, 0), (0, 0))
+    # Column by column in memory, as the cluster model walks it.
+    return np.pad(table.T, widths, constant_values=value).T

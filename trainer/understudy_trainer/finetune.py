@@ -1,0 +1,273 @@
+"""From one workload's history to a policy of its own: an actor that knows everybody is trained further on one past.
+
+It learns where it will work, on the same load at other moments, with other luck and a little otherwise, and on some
+made-up services beside it, so that it does not forget what its own past happens not to hold.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from pydantic import Field, TypeAdapter
+from pydantic import dataclasses as checked
+from rich.console import Console
+
+from understudy_policy import artifact
+from understudy_simulator import past as pasts
+from understudy_simulator import scenario
+from understudy_simulator.audition import Episode, Program
+from understudy_simulator.past import Past, together
+from understudy_trainer import config as command_line
+from understudy_trainer import tracking, train
+from understudy_trainer.actors import begin, write
+from understudy_trainer.algorithms.ppo import PPOConfig
+from understudy_trainer.autoscaling import AutoscalingConfig, AutoscalingEnvironment, Source
+from understudy_trainer.export import Exported
+from understudy_trainer.loop import Listener, RunConfig, Trainer
+from understudy_trainer.options import Options, chosen
+from understudy_trainer.progress import ProgressLine, make_progress
+from understudy_trainer.training import make_trainer
+from understudy_trainer.validation import Validation
+
+FIXED_ROWS = 1e12
+"""Observations that the actor's normaliser stands for: it stays as the actor knows it."""
+
+
+@checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
+class FinetuneOptions(Options):
+    """All options of a run on one workload's past."""
+
+    ppo: PPOConfig = field(
+        default_factory=lambda: PPOConfig(
+            learning_rate=5e-4,
+            final_learning_rate_share=0.05,
+            gamma=0.97,
+            gae_lambda=0.92,
+            epochs=2,
+            minibatch_rows=5120,
+            target_kl=0.03,
+            normalize_value=True,
+            entropy_coefficient=0.003,
+            final_entropy_coefficient=0.001,
+        )
+    )
+    """Options of PPO, where it is chosen."""
+    world: AutoscalingConfig = field(
+        default_factory=lambda: AutoscalingConfig(
+            workloads=1024, curves=64, batches=3, lives=16, compiled=True
+        )
+    )
+    """The world to learn in."""
+    run: RunConfig = field(default_factory=lambda: RunConfig(total_steps=4_000_000))
+    """How long to learn; a step is a decision of one service, four ticks."""
+    begin_with: str = "builtin://generalist"
+    """Actor that is trained further (`builtin://generalist`, `file:///…`)."""
+    generated_share: float = Field(default=0.25, ge=0, lt=1)
+    """Share of the services that are made up: against forgetting."""
+    held_back_share: float = Field(default=0.2, ge=0, le=0.5)
+    """Last part of the history that is not learned from but measured on; 0: learn from all of it."""
+    critic_updates: int = Field(default=8, ge=0)
+    """Updates at the start in which the critic alone learns: an actor that knows follows no critic that guesses."""
+
+
+def finetune(
+    options: FinetuneOptions,
+    past: Past,
+    path: Path,
+    name: str,
+    folder: Path | None = None,
+    console: Console | None = None,
+    listeners: tuple[Listener, ...] = (),
+) -> tuple[Exported, dict[str, dict[str, float]]]:
+    """Train an actor further on a past.
+
+    Args:
+        options: of the run; the network takes its shape from the actor.
+        past: all that may be looked at; the last part is held back.
+        path: where the artefact goes.
+        name: of the new actor.
+        folder: for TensorBoard's scalars; None: nothing but the artefact is written.
+        console: where progress is shown; None: nowhere.
+        listeners: get the scalars, too.
+
+    Returns:
+        What was written; and the figures of the actor `before` and `after`, on the part that was held back, or, where
+        that would be too short for an episode, on what was learned from, with other luck.
+
+    Raises:
+        PastError: the past is too short.
+        ArtifactError: the actor that it begins with cannot be used.
+        InterruptedRunError: SIGTERM ended the run.
+    """
+    options = replace(options, network=replace(options.network, hidden=_widths(options.begin_with)))
+    learned, judged = _split(past, options.held_back_share)
+    program = shared_program(options.world.compiled)
+    world = AutoscalingEnvironment(
+        options.world, options.seed, source=_source(learned, options.generated_share), program=program
+    )
+    measured = AutoscalingEnvironment(
+        options.world, 0, source=_source(judged or learned, 0.0), program=program
+    )
+    validation = Validation(measured)
+    with make_progress(console or Console(quiet=True)) as progress:
+        line = ProgressLine(progress, name, options.run.total_steps)
+        trainer = make_trainer(world, options.training(), folder, listeners=(line, *listeners))
+        model = trainer.learner.model
+        begin(model, options.begin_with)
+        model.normalizer.count.fill_(FIXED_ROWS)
+        figures = {"before": validation(model)}
+        _teach_critic(trainer, options.critic_updates)
+        outcome = trainer.run()
+    if outcome.interrupted:
+        raise train.InterruptedRunError(
+            f"stopped after {outcome.steps:,} decisions; nothing was written, so begin anew"
+        )
+    about = {
+        "loads": f"the workload's own past, and {options.generated_share:.0%} generated services",
+        "history": {
+            **past.lineage(),
+            "learned_s": learned.curve.duration_s,
+            "held_back_s": judged.curve.duration_s if judged else 0.0,
+            "held_out_before": figures["before"],
+        },
+    }
+    exported = write(model, validation, options, outcome, path, name, about)
+    figures["after"] = validation.figures
+    return exported, figures
+
+
+def run(
+    options: FinetuneOptions,
+    past: Past,
+    folder: Path,
+    name: str,
+    console: Console,
+    mlflow: str | None = None,
+) -> Path:
+    """Train an actor further on a past, and say what that was worth.
+
+    Args:
+        options: of the run.
+        past: all of the workload's history.
+        folder: for everything that is written.
+        name: of the new actor.
+        console: where it is told.
+        mlflow: server to tell of the run.
+
+    Returns:
+        The artefact.
+    """
+    told = chosen(options)
+    tracking.record(folder, name, told)
+    path = folder / f"{name}.onnx"
+    hours = past.curve.duration_s / 3600
+    console.print(
+        f"{past.curve.name}: {hours:.1f} h of history; compiling the cluster model takes a minute or two"
+    )
+    with tracking.tracked(mlflow, name, folder, told, False, console.print) as tracker:
+        exported, figures = finetune(options, past, path, name, folder, console, (tracker,))
+        tracker.publish(path, interrupted=False)
+    judged = _split(past, options.held_back_share)[1]
+    where = (
+        f"on the last {judged.curve.duration_s / 3600:.1f} h, which were held back"
+        if judged
+        else "on what was learned from, with other luck (the history is too short to hold a part back)"
+    )
+    before, after = figures["before"], figures["after"]
+    console.print(
+        f"{where}: cost over the best of six rules in hindsight {before['cost_ratio']:.3f} → "
+        f"{after['cost_ratio']:.3f}, "
+        f"misses {before['missed_ratio']:.2f} → {after['missed_ratio']:.2f}, "
+        f"changes {before['changes_ratio']:.2f} → {after['changes_ratio']:.2f}"
+    )
+    console.print(f"{path}: {exported.summary()}")
+    return path
+
+
+def _split(past: Past, share: float) -> tuple[Past, Past | None]:
+    """What is learned from, and what is held back; all and nothing where either would be too short."""
+    curve = past.curve
+    split_s = (1.0 - share) * curve.duration_s
+    if min(split_s - pasts.LEAST_S, curve.duration_s - split_s) < pasts.LEAST_S:
+        return past, None
+    later = curve.timestamp_s >= split_s
+    last = replace(
+        curve,
+        timestamp_s=curve.timestamp_s[later] - curve.timestamp_s[later][0],
+        requests_per_second=curve.requests_per_second[later],
+    )
+    return replace(past, curve=pasts.until(curve, split_s)), replace(past, curve=last)
+
+
+def _source(past: Past, generated_share: float) -> Source:
+    """Draws services: the workload, and a share of others."""
+
+    def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
+        others = round(generated_share * config.workloads)
+        curves = config.curves if others else len(scenario.Ranges().families)
+        stock = scenario.stock(curves, rng, config.episode_ticks)
+        own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng)
+        if not others:
+            return own
+        return together(own, scenario.draw(others, config.episode_ticks, stock, rng))
+
+    return draw
+
+
+def _teach_critic(trainer: Trainer, updates: int) -> None:
+    """Let the critic learn what the actor is worth, and the actor stay as it is."""
+    weights = trainer.learner.model.state_dict()
+    kept = {name: own.clone() for name, own in weights.items() if name.startswith(("trunk.", "head."))}
+    trainer.warm_up()
+    for _ in range(updates):
+        trainer.iterate()
+        for name, own in kept.items():
+            weights[name].copy_(own)
+
+
+def _widths(uri: str) -> tuple[int, ...]:
+    """Widths of an actor's layers."""
+    artifact.load(uri)
+    weights = onnx.load_model(artifact.resolve(uri)).graph.initializer
+    return tuple(w.dims[0] for w in weights if w.name.startswith("trunk.") and w.name.endswith(".bias"))
+
+
+@functools.cache
+def shared_program(compiled: bool) -> Program:
+    """The cluster model, compiled once in a process for all workloads that are learned one after the other."""
+    return AutoscalingEnvironment(AutoscalingConfig(compiled=compiled), 0).program
+
+
+@functools.cache
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class Tuner:
+    """What the judge plugs in (`understudy_simulator.judge.tuning.Tune`)."""
+
+    def __init__(self, options: FinetuneOptions | None = None) -> None:
+        """With these options; nothing is held back but what the judge holds back."""
+        self.options = options or FinetuneOptions(held_back_share=0.0)
+
+    def mark(self) -> str:
+        """See `Tune`."""
+        said: Any = TypeAdapter(FinetuneOptions).dump_python(self.options, mode="json")
+        return json.dumps([said, _source_digest(), torch.__version__], sort_keys=True)
+
+    def __call__(self, actor: Path, past: Past, target: Path) -> None:
+        """See `Tune`."""
+        torch.set_num_threads(1)
+        options = replace(self.options, begin_with=actor.resolve().as_uri())
+        finetune(options, past, target, target.stem)
