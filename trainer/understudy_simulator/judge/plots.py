@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, ROW, SEASONAL
+from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, ROW, SEASONAL, TUNED
 from understudy_simulator.judge.summary import CLAIRVOYANT, RULE_PAST, Contest, policy_entrants, sweep
 from understudy_simulator.protocol import TICK_S
 from understudy_simulator.score import VIOLATION_BUDGET
@@ -75,7 +75,8 @@ def pareto(contest: Contest) -> str:
         axes.axvline(100 * VIOLATION_BUDGET, color=_BLACK, linewidth=1, linestyle=(0, (4, 2)))
         shown = dict(_SWEEPS)
         for name in policy_entrants(contest):
-            shown[name] = (f"policy {name}, by preference", "*", _ORANGE)
+            look = ("P", _BLACK) if name.startswith(TUNED) else ("*", _ORANGE)
+            shown[name] = (f"policy {name}, by preference", *look)
         costs = []
         for entrant, (label, marker, color) in shown.items():
             _, cost, missed = sweep(contest, entrant)
