@@ -46,18 +46,7 @@ class FinetuneOptions(Options):
     """All options of a run on one workload's past."""
 
     ppo: PPOConfig = field(
-        default_factory=lambda: PPOConfig(
-            learning_rate=5e-4,
-            final_learning_rate_share=0.05,
-            gamma=0.97,
-            gae_lambda=0.92,
-            epochs=2,
-            minibatch_rows=5120,
-            target_kl=0.03,
-            normalize_value=True,
-            entropy_coefficient=0.003,
-            final_entropy_coefficient=0.001,
-        )
+        default_factory=lambda: replace(Options().ppo, learning_rate=5e-4, entropy_coefficient=0.003)
     )
     """Options of PPO, where it is chosen."""
     world: AutoscalingConfig = field(
