@@ -36,10 +36,10 @@ from _tasks import FIRST_SEED, TASKS, Task, Theirs
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.a3c import A3CConfig
+from understudy_trainer.compare import estimate
 from understudy_trainer.loop import RunConfig, StopRun
 from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer
 from understudy_trainer.workers import train_asynchronously
@@ -189,11 +189,10 @@ def warm_up() -> None:
 
 def interval(values: list[float]) -> tuple[float, float, float]:
     """Interquartile mean over seeds (of five the middle three), and its 95 % bootstrap interval; NaN for one seed."""
-    mean = functools.partial(stats.trim_mean, proportiontocut=0.25)
-    if len(values) < 2:
-        return values[0], math.nan, math.nan
-    found = stats.bootstrap((values,), mean, method="percentile", rng=np.random.default_rng(0))
-    return float(mean(values)), float(found.confidence_interval.low), float(found.confidence_interval.high)
+    found = estimate(values, draws=9_999)
+    if found.low is None or found.high is None:
+        return found.mean, math.nan, math.nan
+    return found.mean, found.low, found.high
 
 
 def summarise(results: list[Result]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, Null
 
 from understudy_demo.figures import Drill, time_of
 from understudy_demo.samples import Record, Sample
+from understudy_simulator.style import STYLE
 
 matplotlib.use("Agg")
 
@@ -28,19 +29,7 @@ _LOAD, _READY, _DESIRED, _REFERENCE, _PROPOSAL, _KILL = (
 )
 _DASHED: Any = (0, (4, 2))
 _DOTTED: Any = (0, (1, 1.2))
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8ec",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-    "savefig.bbox": "tight",
-    "savefig.facecolor": "white",
-}
+_STYLE: Any = STYLE | {"savefig.bbox": "tight", "savefig.facecolor": "white"}
 
 
 def replicas(

@@ -16,6 +16,7 @@ from understudy_policy.references.behavior import (
     SELECT_MIN,
     Behavior,
     Direction,
+    default_behavior,
 )
 from understudy_policy.rows import Array, shared
 
@@ -64,6 +65,38 @@ class Settings:
     hold_on_kill: Array
     stale_after_s: Array
     tick_s: float = shared(default=15.0)
+
+    @classmethod
+    def unguarded(
+        cls,
+        min_replicas: Array,
+        max_replicas: Array,
+        latency_threshold_s: Array,
+        slo_target: Array,
+        missed_request_price: Array,
+        given_capacity_rps: Array,
+        reference_target: Array,
+        tick_s: float,
+    ) -> Settings:
+        """Workloads of a simulation (NumPy): a CPU reference with HPA's default behaviour, guards that hardly bind."""
+        count = len(min_replicas)
+        return cls(
+            min_replicas=min_replicas,
+            max_replicas=max_replicas,
+            latency_threshold_s=latency_threshold_s,
+            slo_target=slo_target,
+            missed_request_price=missed_request_price,
+            given_capacity_rps=given_capacity_rps,
+            reference_signal=np.full(count, REFERENCE_CPU),
+            reference_target=reference_target,
+            behavior=default_behavior(count, min_replicas, POLICY_SLOTS),
+            below_reference=np.ones(count),
+            above_reference=np.full(count, 10.0),
+            utilization_ceiling=np.full(count, 2.0),
+            hold_on_kill=np.zeros(count, bool),
+            stale_after_s=np.full(count, 4 * tick_s),
+            tick_s=tick_s,
+        )
 
 
 def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:

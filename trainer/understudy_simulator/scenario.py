@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy_policy import history
-from understudy_policy.references.behavior import default_behavior
 from understudy_policy.rows import as_torch_or_numpy
-from understudy_policy.settings import POLICY_SLOTS, REFERENCE_CPU, Settings
+from understudy_policy.settings import Settings
 from understudy_simulator import audition, pods
 from understudy_simulator.audition import PAST_TICKS, Episode
 from understudy_simulator.cluster import ClusterConfig, Profile, configure
@@ -188,7 +187,7 @@ def draw(
     )
     episode = Episode(
         cluster=config,
-        settings=Settings(
+        settings=Settings.unguarded(
             min_replicas=np.ones(count, np.int64),
             max_replicas=np.ceil(peak_pods * draws.even(ranges.max_over_peak)).astype(np.int64) + 1,
             latency_threshold_s=threshold_s,
@@ -197,14 +196,7 @@ def draw(
             given_capacity_rps=np.where(
                 draws.trouble(ranges.capacity_unknown_share), np.nan, capacity_rps * error
             ),
-            reference_signal=np.full(count, REFERENCE_CPU),
             reference_target=draws.even(ranges.reference_target),
-            behavior=default_behavior(count, mean_pods, POLICY_SLOTS),
-            below_reference=np.ones(count),
-            above_reference=np.full(count, 10.0),
-            utilization_ceiling=np.full(count, 2.0),
-            hold_on_kill=np.zeros(count, bool),
-            stale_after_s=np.full(count, 4 * TICK_S),
             tick_s=TICK_S,
         ),
         seeds=rng.integers(-(2**31), 2**31, count).astype(np.int32),

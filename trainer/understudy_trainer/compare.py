@@ -105,8 +105,8 @@ class Row:
     figures: dict[str, Estimate]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Interquartile mean and interval of one figure of several runs."""
+def estimate(values: Sequence[float], draws: int = DRAWS) -> Estimate:
+    """Interquartile mean and interval, from so many resamples, of one figure of several runs."""
     array = np.asarray(values, dtype=float)
     mean = float(stats.trim_mean(array, MIDDLE))
     if len(array) < 2:
@@ -114,7 +114,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     interval = stats.bootstrap(
         (array,),
         lambda sample, axis: stats.trim_mean(sample, MIDDLE, axis=axis),
-        n_resamples=DRAWS,
+        n_resamples=draws,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval

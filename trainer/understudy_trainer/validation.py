@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,10 @@ class Validation:
         Args:
             world: with the shape and the program to use; it is left alone.
         """
+        # No critic is asked here, so nothing is prepared for it.
+        config = replace(world.config, hints=False)
         self.world = AutoscalingEnvironment(
-            world.config, VALIDATION_SEED, str(world.device), world.source, world.program
+            config, VALIDATION_SEED, str(world.device), world.source, world.program
         )
         # As everywhere else: with gradients the compiled model would be compiled once more.
         with torch.no_grad():

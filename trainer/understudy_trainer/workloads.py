@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy_policy import history
-from understudy_policy.references.behavior import default_behavior
 from understudy_policy.rows import as_torch_or_numpy
-from understudy_policy.settings import POLICY_SLOTS, REFERENCE_CPU, Settings
+from understudy_policy.settings import Settings
 from understudy_simulator.arrivals import draw_arrivals
 from understudy_simulator.cluster import ClusterConfig, Profile, configure
 from understudy_simulator.generators import FAMILIES, generate
@@ -97,21 +96,14 @@ def draw(count: int, ticks: int, rng: np.random.Generator, sub_steps: int = 3) -
     peak_pods = mean_pods * shape[:, -ticks:].max(axis=1)
     capacity_error = np.exp(rng.normal(0.0, 0.12, count).clip(-0.3, 0.3) * (rng.random(count) < 0.5))
     return Workloads(
-        settings=Settings(
+        settings=Settings.unguarded(
             min_replicas=np.ones(count, np.int64),
             max_replicas=np.ceil(peak_pods * rng.uniform(1.2, 4.0, count)).astype(np.int64),
             latency_threshold_s=threshold_s,
             slo_target=1.0 - 10 ** -rng.uniform(*SLO_NINES, count),
             missed_request_price=log_uniform(*PRICES),
             given_capacity_rps=capacity_rps * capacity_error,
-            reference_signal=np.full(count, REFERENCE_CPU),
             reference_target=rng.uniform(0.5, 0.85, count),
-            behavior=default_behavior(count, mean_pods, POLICY_SLOTS),
-            below_reference=np.ones(count),
-            above_reference=np.full(count, 10.0),
-            utilization_ceiling=np.full(count, 2.0),
-            hold_on_kill=np.zeros(count, bool),
-            stale_after_s=np.full(count, 4 * TICK_S),
             tick_s=TICK_S,
         ),
         cluster=as_torch_or_numpy(cluster, lambda array: array.astype(np.float32)),

@@ -5,12 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +19,7 @@ import understudy_policy
 import understudy_simulator
 from understudy_simulator.judge import entrants as taking_part
 from understudy_simulator.judge.contest import CellResult, Entrant, hold
+from understudy_simulator.judge.processes import cores, spread
 from understudy_simulator.protocol import Cell
 
 ROWS_AT_ONCE = 8192
@@ -83,32 +81,26 @@ def run(
     files = [out / f"{cell.key}.npz" for cell in cells]
     missing = [k for k, (file, own) in enumerate(zip(files, marks, strict=True)) if not _holds(file, own)]
     rows = sum(len(entrant.labels) for entrant in everybody)
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     batches = list(_batches(cells, missing, rows, workers))
     total = sum(cells[k].ticks for k in range(len(cells)))
     done = total - sum(cells[k].ticks for k in missing)
     progress(done / total)
-    # Spawned, because a fork would take over threads of ONNX runtime and of the caller in the middle of their work.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=stop_when_interrupted) as pool:
-        waiting = {
-            pool.submit(
-                _judge,
+    tasks = {
+        tuple(batch): (
+            _judge,
+            (
                 [cells[k] for k in batch],
                 policies,
                 [tuned[k] for k in batch],
                 [(files[k], marks[k]) for k in batch],
-            ): batch
-            for batch in batches
-        }
-        try:
-            for future in as_completed(waiting):
-                future.result()
-                done += sum(cells[k].ticks for k in waiting[future])
-                progress(done / total)
-        finally:
-            # After a failure the hours of work that wait behind it are not begun.
-            pool.shutdown(cancel_futures=True)
+            ),
+        )
+        for batch in batches
+    }
+    for judged in spread(workers, tasks):
+        done += sum(cells[k].ticks for k in judged)
+        progress(done / total)
     return [read(file) for file in files]
 
 
@@ -141,11 +133,6 @@ def _batches(cells: Sequence[Cell], missing: Sequence[int], rows: int, workers: 
         count = -(-len(own) // most)
         for k in range(count):
             yield own[k::count]
-
-
-def stop_when_interrupted() -> None:
-    """A worker ends at once at Ctrl-C; as an exception it would only end the batch at hand."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _judge(

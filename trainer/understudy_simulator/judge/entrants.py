@@ -11,9 +11,8 @@ import numpy as np
 from understudy_policy import actions, calibration, decision, signals
 from understudy_policy.artifact import Actor, load
 from understudy_policy.calibration import Choice, FixedChoice, Workload
-from understudy_policy.references.behavior import default_behavior
 from understudy_policy.references.rule import Rule, RuleSignals
-from understudy_policy.settings import POLICY_SLOTS, REFERENCE_CPU, Settings
+from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
 from understudy_simulator.judge.contest import Entrant, Player, Where
 from understudy_simulator.judge.world import Floats, Ints
@@ -143,21 +142,14 @@ class _PolicyPlayer:
     def __init__(self, actors: Sequence[tuple[Actor, slice | Ints]], price: Floats, where: Where) -> None:
         self._actors = actors
         count = len(price)
-        self._settings = Settings(
+        self._settings = Settings.unguarded(
             min_replicas=where.min_replicas,
             max_replicas=where.max_replicas,
             latency_threshold_s=where.latency_threshold_s,
             slo_target=np.full(count, SLO_TARGET),
             missed_request_price=price,
             given_capacity_rps=where.capacity_rps,
-            reference_signal=np.full(count, REFERENCE_CPU),
             reference_target=np.full(count, 0.7),
-            behavior=default_behavior(count, price, POLICY_SLOTS),
-            below_reference=np.ones(count),
-            above_reference=np.full(count, 10.0),
-            utilization_ceiling=np.full(count, 2.0),
-            hold_on_kill=np.zeros(count, bool),
-            stale_after_s=np.full(count, 4 * TICK_S),
             tick_s=TICK_S,
         )
         self._state = decision.initial_state(count)

@@ -20,6 +20,7 @@ from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, ROW, SEASONA
 from understudy_simulator.judge.summary import CLAIRVOYANT, RULE_PAST, Contest, policy_entrants, sweep
 from understudy_simulator.protocol import TICK_S
 from understudy_simulator.score import VIOLATION_BUDGET
+from understudy_simulator.style import STYLE
 
 # Distinguishable without colour vision (Okabe-Ito), and by line style or marker in print.
 _BLACK, _BLUE, _SKY, _ORANGE, _GREEN, _GREY = "#1c2430", "#0072b2", "#56b4e9", "#d55e00", "#009e73", "#aab2bd"
@@ -31,24 +32,13 @@ _SWEEPS: dict[str, tuple[str, str, str]] = {
     SEASONAL: ("same time yesterday", "D", "#cc79a7"),
     KNATIVE: ("Knative on concurrency", "v", "#e69f00"),
 }
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e8ec",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "figure.dpi": 110,
-}
 _RATIOS = (0.25, 0.33, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
 def ratios(contest: Contest, document: dict[str, Any]) -> str:
     """Adjusted cost over `rule-past`: the mean with its interval, and every family as a small dot."""
     names = contest.contestants[::-1]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 0.9 + 0.36 * len(names)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(1.0, color=_BLACK, linewidth=1)
@@ -69,7 +59,7 @@ def ratios(contest: Contest, document: dict[str, Any]) -> str:
 
 def pareto(contest: Contest) -> str:
     """Cost against missed requests: every configuration of every rule, and the policies' preferences."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 5.6), layout="constrained")
         axes = figure.subplots()
         axes.axvline(100 * VIOLATION_BUDGET, color=_BLACK, linewidth=1, linestyle=(0, (4, 2)))
@@ -104,7 +94,7 @@ def timeline(contest: Contest, cell: int, names: Sequence[str]) -> str:
     result, table = contest.results[cell], contest.tables[cell]
     hours = TICK_S / 3600.0 * np.arange(len(result.demand_pods))
     styles = ((_ORANGE, "-"), (_BLUE, "-"), (_GREEN, (0, (4, 2))))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
         axes = figure.subplots()
         axes.fill_between(

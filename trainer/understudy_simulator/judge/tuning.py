@@ -7,15 +7,13 @@ and gets nothing but the actor and the past: it could not look at the future if 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from understudy_simulator.judge.bench import Report, program, stop_when_interrupted
+from understudy_simulator.judge.bench import Report, program
+from understudy_simulator.judge.processes import spread
 from understudy_simulator.past import Past, PastError, of_cell
 from understudy_simulator.protocol import Cell
 
@@ -83,16 +81,9 @@ def run(
         }
         files.append(targets)
     progress(0.0 if todo else 1.0)
-    workers = min(workers or len(os.sched_getaffinity(0)), max(len(todo), 1))
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=stop_when_interrupted) as pool:
-        waiting = [pool.submit(tune, path, past, target) for target, (path, past) in todo.items()]
-        try:
-            for done, future in enumerate(as_completed(waiting), start=1):
-                future.result()
-                progress(done / len(waiting))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    tasks = {target: (tune, (path, past, target)) for target, (path, past) in todo.items()}
+    for done, _ in enumerate(spread(workers, tasks), start=1):
+        progress(done / len(tasks))
     return files, left
 
 

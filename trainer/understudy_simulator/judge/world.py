@@ -20,6 +20,7 @@ from understudy_simulator.cluster import ClusterConfig, Draws, Outcome
 from understudy_simulator.metrics import LATENCY_EDGES_RATIO
 from understudy_simulator.protocol import STARTUP_SIGMA, SUB_STEPS, TICK_S, Cell, Chance
 from understudy_simulator.score import score
+from understudy_simulator.service import histogram_quantile
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -210,7 +211,7 @@ class _Sums:
                 judged.adjusted,
                 self.actions / hours,
                 self.reversals / hours,
-                *(threshold_s * _quantile(q, self.within) for q in QUANTILES),
+                *(threshold_s * histogram_quantile(q, LATENCY_EDGES_RATIO, self.within) for q in QUANTILES),
                 self.under / ticks,
                 self.over / ticks,
                 self.time_under / ticks,
@@ -218,10 +219,3 @@ class _Sums:
                 self.unstable / max(ticks - 1.0, 1.0),
             ]
         )
-
-
-def _quantile(q: float, within: Floats) -> Floats:
-    """Latency quantile of the served requests over the threshold, linear within a bucket."""
-    edges = np.array((0.0, *LATENCY_EDGES_RATIO))
-    total = np.concatenate([np.zeros((len(within), 1)), within[:, :-1]], axis=1)
-    return np.array([np.interp(q * all_, row, edges) for row, all_ in zip(total, within[:, -1], strict=True)])
