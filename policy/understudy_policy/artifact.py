@@ -47,13 +47,13 @@ class Manifest:
 
     Attributes:
         name: name of the actor.
-        schema_hash: of the observation, `features.schema_hash()`.
-        table_hash: of the action table, `actions.table_hash()`.
+        schema_hash: of the columns of the observation that it knows, see `features.schema_hash`.
+        table_hash: of the rows of the action table that it knows, see `actions.table_hash`.
         lineage: how it was made: algorithm, loads, seeds, steps, commit, figures.
         feature_histograms: per feature, quantiles of what the actor was trained on.
-        golden_features: `[M, F]` observations.
-        golden_mask: `[M, A]` allowed rows (1 or 0).
-        golden_probabilities: `[M, A]` what the actor answers to them.
+        golden_features: `[M, columns]` observations.
+        golden_mask: `[M, rows]` allowed rows (1 or 0).
+        golden_probabilities: `[M, rows]` what the actor answers to them.
         format_version: of this manifest.
     """
 
@@ -88,34 +88,43 @@ class Manifest:
 class Actor:
     """A verified actor, ready to be asked.
 
+    Columns of the observation and rows of the action table are only ever appended, so an actor that was trained before
+    the newest of them is asked for what it knows, and goes on working.
+
     Attributes:
         uri: where it came from.
         sha256: digest of the file.
         manifest: what it says about itself.
+        columns: of the observation, the first, that it looks at.
+        rows: of the action table, the first, that it chooses from.
     """
 
     uri: str
     sha256: str
     manifest: Manifest
+    columns: int
+    rows: int
     _session: Any = field(repr=False)
 
     def probabilities(self, observation: np.ndarray, allowed: np.ndarray) -> np.ndarray:
         """Probabilities of the rows of the action table.
 
         Args:
-            observation: `[N, F]` float32.
-            allowed: `[N, A]` bool.
+            observation: `[N, F]` float32; columns that it does not know may be missing.
+            allowed: `[N, A]` bool; the same of rows.
 
         Returns:
-            `[N, A]` float32.
+            `[N, A]` float32; zero for rows that it does not know.
         """
-        answer: np.ndarray = self._session.run(
-            ["probabilities"],
-            {
-                "observation": np.ascontiguousarray(observation, np.float32),
-                "mask": allowed.astype(np.float32),
-            },
-        )[0]
+        feed = {
+            "observation": np.ascontiguousarray(observation[:, : self.columns], np.float32),
+            "mask": allowed[:, : self.rows].astype(np.float32),
+        }
+        known: np.ndarray = self._session.run(["probabilities"], feed)[0]
+        if allowed.shape[1] == self.rows:
+            return known
+        answer = np.zeros(allowed.shape, np.float32)
+        answer[:, : self.rows] = known
         return answer
 
 
@@ -177,13 +186,10 @@ def verify(content: bytes, uri: str, sha256: str | None = None) -> Actor:
     if MANIFEST_KEY not in metadata:
         raise ArtifactError(f"{uri} carries no {MANIFEST_KEY}; export it with understudy_trainer.export")
     manifest = Manifest.from_json(metadata[MANIFEST_KEY])
-    for name, theirs, ours in (
-        ("format_version", manifest.format_version, FORMAT_VERSION),
-        ("schema_hash", manifest.schema_hash, features.schema_hash()),
-        ("table_hash", manifest.table_hash, actions.table_hash()),
-    ):
-        if theirs != ours:
-            raise ArtifactError(f"{uri}: {name} is {theirs} but this version has {ours}; train it again")
+    if manifest.format_version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{uri}: format_version is {manifest.format_version} but this version has {FORMAT_VERSION}; train it again"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -192,8 +198,8 @@ def verify(content: bytes, uri: str, sha256: str | None = None) -> Actor:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(f"{uri} cannot be loaded: {error}") from error
-    _check_signature(session, uri)
-    actor = Actor(uri, digest, manifest, session)
+    columns, rows = _check_signature(session, manifest, uri)
+    actor = Actor(uri, digest, manifest, columns, rows, session)
     try:
         _check_golden(actor)
     except ArtifactError:
@@ -223,21 +229,35 @@ def _check_graph(model: onnx.ModelProto, uri: str) -> None:
             raise ArtifactError(f"{uri} keeps the tensor {tensor.name!r} in another file; store it inside")
 
 
-def _check_signature(session: Any, uri: str) -> None:
-    expected = {"observation": features.F, "mask": len(actions.TABLE), "probabilities": len(actions.TABLE)}
-    found = {p.name: p for p in (*session.get_inputs(), *session.get_outputs())}
-    if set(found) != set(expected):
-        raise ArtifactError(f"{uri} has the ports {sorted(found)}; expected are {sorted(expected)}")
-    for name, width in expected.items():
-        port = found[name]
-        if port.type != "tensor(float)" or len(port.shape) != 2 or port.shape[1] != width:
+def _check_signature(session: Any, manifest: Manifest, uri: str) -> tuple[int, int]:
+    """How many columns the actor looks at and how many rows it chooses from."""
+    found = {port.name: port for port in (*session.get_inputs(), *session.get_outputs())}
+    if set(found) != {"observation", "mask", "probabilities"}:
+        raise ArtifactError(
+            f"{uri} has the ports {sorted(found)}; expected are ['mask', 'observation', 'probabilities']"
+        )
+    for name, port in found.items():
+        if port.type != "tensor(float)" or len(port.shape) != 2 or not isinstance(port.shape[1], int):
             raise ArtifactError(
-                f"{uri}: {name} is {port.type} {port.shape}; expected is tensor(float) [N, {width}]"
+                f"{uri}: {name} is {port.type} {port.shape}; expected is tensor(float) [N, width]"
             )
         if not isinstance(port.shape[0], str):
             raise ArtifactError(
                 f"{uri}: {name} has a fixed batch of {port.shape[0]}; export it with a free one"
             )
+    columns, rows, answers = (int(found[name].shape[1]) for name in ("observation", "mask", "probabilities"))
+    if answers != rows:
+        raise ArtifactError(f"{uri}: probabilities is {answers} wide and mask {rows}; both are one per row")
+    for name, width, most, told, ours in (
+        ("schema_hash", columns, features.F, manifest.schema_hash, features.schema_hash(columns)),
+        ("table_hash", rows, len(actions.TABLE), manifest.table_hash, actions.table_hash(rows)),
+    ):
+        if told != ours or width > most:
+            raise ArtifactError(
+                f"{uri}: {name} is {told}, of {width} columns, but this version has {ours} ({most} in all); "
+                "train it again"
+            )
+    return columns, rows
 
 
 def _check_golden(actor: Actor) -> None:

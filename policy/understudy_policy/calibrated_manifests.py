@@ -98,7 +98,7 @@ def render_scaled_object(choice: Choice, target: ScaleTarget, rate: RateQuery) -
             note, stabilization_s = "", choice.stabilization_s
         case RowChoice():
             row = actions.TABLE[choice.row]
-            queries, utilization = [_largest(rate.query, row.window_ticks)], row.utilization
+            queries, utilization = [_rate(rate.query, row)], row.utilization
         case SeasonalChoice():
             # A subquery reaches back from its offset: the half hour that ended 23.5 hours ago began a day ago.
             yesterday = f"quantile_over_time({choice.quantile:g}, ({rate.query})[30m:1m] offset 23h30m)"
@@ -140,9 +140,14 @@ def _scale_down(stabilization_s: int, indent: str) -> str:
     return f"{indent}scaleDown:\n{indent}  stabilizationWindowSeconds: {stabilization_s}"
 
 
-def _largest(query: str, ticks: int) -> str:
-    """The largest value of so many ticks of 15 s, the last one included."""
-    return query if ticks == 1 else f"max_over_time(({query})[{15 * ticks}s:15s])"
+def _rate(query: str, row: actions.Row) -> str:
+    """What a row goes by, in ticks of 15 s, the last one included."""
+    if row.carried:
+        before = f"last_over_time(({query})[15s:15s] offset {15 * actions.CARRY_TICKS}s)"
+        ahead = actions.CARRY_AHEAD_TICKS / actions.CARRY_TICKS
+        # Right after a first sample there is nothing to rise from: then the rate itself.
+        return f"(({query}) + {ahead:g} * clamp_min(({query}) - ({before}), 0)) or ({query})"
+    return query if row.window_ticks == 1 else f"max_over_time(({query})[{15 * row.window_ticks}s:15s])"
 
 
 def _trigger(server_address: str, query: str, threshold: str) -> str:

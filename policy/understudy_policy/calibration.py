@@ -92,7 +92,8 @@ class RowChoice:
     def sentence(self) -> str:
         """The choice in words."""
         row = actions.TABLE[self.row]
-        return f"rate, largest of {row.window_ticks} ticks, at {row.utilization:.0%}"
+        over = "carried forward" if row.carried else f"largest of {row.window_ticks} ticks"
+        return f"rate, {over}, at {row.utilization:.0%}"
 
 
 @dataclass(frozen=True)

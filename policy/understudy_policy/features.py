@@ -1,7 +1,7 @@
 """What the actor sees: scale-free ratios, so that one actor serves a service of three pods and one of three hundred.
 
 The schema is data with a hash. An artefact that was trained on another schema is refused, because a reordered
-column would look like a policy gone mad.
+column would look like a policy gone mad. New columns are appended, so an actor that knows fewer goes on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from understudy_policy import history as past
-from understudy_policy.actions import RULE_WINDOWS
+from understudy_policy.actions import CARRY_TICKS, RULE_WINDOWS, carried_forward
 from understudy_policy.estimates import Estimates
 from understudy_policy.rows import Array, maximum, namespace
 from understudy_policy.settings import Settings
@@ -49,14 +49,34 @@ SCHEMA: tuple[tuple[str, str], ...] = (
     ("log_price", "log of the price of a missed request"),
     ("slo_nines", "−log10 of the share of requests that may miss the objective"),
     ("history", "share of the last 240 ticks that is known"),
+    ("slope_1tick", "log of the rate now over that of the tick before"),
+    ("slope_2ticks", "log of the rate now over that of two ticks before"),
+    ("slope_4ticks", "log of the rate now over that of four ticks before"),
+    ("roughness_15min", "mean change from tick to tick over the mean rate, last 60 ticks"),
+    ("half_hour_skill", "correlation of the rate of the last 120 ticks with that of the 120 before"),
+    (
+        "half_hour_next",
+        "log of the mean of the 12 ticks after this time half an hour ago over that of the hour",
+    ),
+    (
+        "half_hour_peak",
+        "log of the largest of the 20 ticks after this time half an hour ago over the hour's mean",
+    ),
+    ("hour_next", "log of the mean of the 12 ticks after this time an hour ago over that of the hour since"),
+    ("hour_peak", "log of the largest of the 20 ticks after this time an hour ago over that mean"),
 )
 
 F = len(SCHEMA)
 
+HALF_HOUR_TICKS = past.TICKS // 2
 
-def schema_hash() -> str:
-    """Identifies names, order and meaning of the columns."""
-    return hashlib.sha256(json.dumps([SCHEMA_VERSION, SCHEMA]).encode()).hexdigest()
+SOON_TICKS, NEXT_TICKS = 12, 20
+"""Ticks after a time that say what came soon, and what came at most; they cover what a new pod takes to start."""
+
+
+def schema_hash(columns: int = F) -> str:
+    """Identifies names, order and meaning of the first so many columns."""
+    return hashlib.sha256(json.dumps([SCHEMA_VERSION, SCHEMA[:columns]]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -65,8 +85,8 @@ class Load:
 
     Attributes:
         rate_rps: `[N]` now.
-        rule_rate_rps: `[N, len(RULE_WINDOWS)]` largest rate of every rule's window; the oldest windows are only as
-            long as what is known.
+        rule_rate_rps: `[N, RULES]` what every rule goes by: the largest rate of its window, the oldest windows only
+            as long as what is known, and the rate carried forward.
         stats: statistics of the windows of 4, 20, 60 and 240 ticks.
         known_ticks: `[N]` ticks of the last hour that are known.
     """
@@ -82,11 +102,11 @@ def load(history: past.Past) -> Load:
     window = history.window(past.TICKS)
     xp = namespace(window)
     stats = {ticks: past.window_stats(history, ticks) for ticks in (4, 20, 60, past.TICKS)}
-    now = history.window(1)[:, 0]
+    now, before = history.window(1)[:, 0], history.window(CARRY_TICKS + 1)[:, 0]
     largest = [now if ticks == 1 else stats[ticks].largest for ticks in RULE_WINDOWS]
     return Load(
         rate_rps=now,
-        rule_rate_rps=xp.stack(largest, axis=1),
+        rule_rate_rps=xp.stack([*largest, carried_forward(now, before)], axis=1),
         stats=stats,
         known_ticks=xp.sum(xp.astype(~xp.isnan(window), xp.int64), axis=1),
     )
@@ -125,6 +145,7 @@ def compute(
     last_week, last_week_known = _what_came_next(xp, history, 7 * past.BLOCKS_PER_DAY)
     given = ~xp.isnan(settings.given_capacity_rps)
     spread = xp.sqrt(estimates.log_capacity_variance)
+    half_hour = history.window(HALF_HOUR_TICKS)
     columns = (
         xp.log(demand + 0.1),
         demand / serving,
@@ -154,6 +175,11 @@ def compute(
         xp.log(settings.missed_request_price),
         -xp.log10(1.0 - settings.slo_target),
         xp.astype(load_now.known_ticks, xp.float64) / past.TICKS,
+        *(_log_ratio(xp, load_now.rate_rps, history.window(ago + 1)[:, 0]) for ago in (1, 2, 4)),
+        _ratio(xp, _mean_change(xp, history.window(60)), s60.mean),
+        _correlation(xp, half_hour, history.window(past.TICKS)[:, :HALF_HOUR_TICKS]),
+        *_recurring(xp, half_hour[:, :NEXT_TICKS], s240.mean),
+        *_recurring(xp, history.window(past.TICKS)[:, :NEXT_TICKS], s240.mean),
     )
     observation = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)
     return xp.clip(observation, -20.0, 20.0)
@@ -172,6 +198,38 @@ def _log_ratio(xp: Any, a: Array, b: Array) -> Array:
     """log(a/b), within ±3; 0 where either is unknown or both are nothing."""
     floor = 1e-3 * _known(xp, maximum(xp, a, b), 0.0) + 1e-9
     return xp.clip(_known(xp, xp.log((a + floor) / (b + floor)), 0.0), -3.0, 3.0)
+
+
+def _recurring(xp: Any, after: Array, mean: Array) -> tuple[Array, Array]:
+    """How the ticks after this time went earlier, `[N, NEXT_TICKS]`, over the mean of the hour: soon, and at most."""
+    known = ~xp.isnan(after)
+    soon = _mean(xp, after[:, :SOON_TICKS])
+    most = xp.max(xp.where(known, after, xp.full_like(after, -xp.inf)), axis=1)
+    most = xp.where(xp.isfinite(most), most, xp.full_like(most, xp.nan))
+    return _log_ratio(xp, soon, mean), _log_ratio(xp, most, mean)
+
+
+def _mean_change(xp: Any, window: Array) -> Array:
+    """Mean absolute change from tick to tick, `[N]`; NaN where none is known."""
+    change = window[:, 1:] - window[:, :-1]
+    return _mean(xp, xp.where(change < 0, -change, change))
+
+
+def _correlation(xp: Any, a: Array, b: Array) -> Array:
+    """Correlation of what is known in both, `[N]`; 0 where nothing moves."""
+    known = ~(xp.isnan(a) | xp.isnan(b))
+    a, b = (xp.where(known, side, xp.full_like(side, xp.nan)) for side in (a, b))
+    a, b = (side - _mean(xp, side)[:, None] for side in (a, b))
+    a, b = (xp.where(known, side, xp.zeros_like(side)) for side in (a, b))
+    return _ratio(xp, xp.sum(a * b, axis=1), xp.sqrt(xp.sum(a * a, axis=1) * xp.sum(b * b, axis=1)))
+
+
+def _mean(xp: Any, window: Array) -> Array:
+    """Mean of what is known, `[N]`; NaN where nothing is."""
+    known = ~xp.isnan(window)
+    count = xp.sum(xp.astype(known, window.dtype), axis=1)
+    total = xp.sum(xp.where(known, window, xp.zeros_like(window)), axis=1)
+    return xp.where(count > 0, total / maximum(xp, count, 1.0), xp.full_like(total, xp.nan))
 
 
 def _what_came_next(xp: Any, history: past.Past, blocks_ago: int) -> tuple[Array, Array]:

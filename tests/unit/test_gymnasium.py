@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
-from understudy_policy import actions
+from understudy_policy import actions, features
 from understudy_simulator.gymnasium import ID, AutoscaleVectorEnv
 
 SMALL = {"episode_s": 300.0, "curves": 16}
@@ -56,7 +56,7 @@ def test_all_rows_begin_anew_in_the_step_that_cuts_them_off():
     seen, _, terminated, truncated, info = env.step(np.full(3, 20))
     assert truncated.all()
     assert not terminated.any()
-    assert info["final_obs"].shape == seen.shape == (3, 28)
+    assert info["final_obs"].shape == seen.shape == (3, features.F)
     assert (info["final_obs"] != seen).any(axis=1).all()
 
 
@@ -91,7 +91,7 @@ def test_the_reward_is_minus_its_terms_at_their_prices():
     ("options", "message"),
     [
         ({"episode_s": 90.0}, "episode_s is 90; give a multiple of 60 s"),
-        ({"reference_row": 40}, "reference_row is 40; the table has rows 0 to 39"),
+        ({"reference_row": 65}, "reference_row is 65; the table has rows 0 to 64"),
     ],
 )
 def test_nonsense_is_refused(options, message):

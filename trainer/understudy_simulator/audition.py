@@ -44,7 +44,7 @@ class Episode:
         observed_rps: `[N, T]` what a query would have returned in the past, NaN where nothing is remembered.
         yesterday_rps: `[N, T / 20 + 3]` means of the five-minute blocks of T, a day earlier; NaN where unknown.
         last_week_rps: the same a week earlier.
-        row_window: `[A]` int64 index into `actions.RULE_WINDOWS` of every row of the action table.
+        row_rule: `[A]` int64 rule of every row of the action table, `actions.ROW_RULE`.
         row_utilization: `[A]` its target.
         first_tick: of the episode, at least `PAST_TICKS`.
     """
@@ -58,7 +58,7 @@ class Episode:
     observed_rps: Array
     yesterday_rps: Array
     last_week_rps: Array
-    row_window: Array = shared()
+    row_rule: Array = shared()
     row_utilization: Array = shared()
     first_tick: int = shared(default=PAST_TICKS)
 
@@ -94,7 +94,8 @@ class Body:
     Attributes:
         cluster: the workloads.
         known: what telemetry tells of them.
-        newest: `[N]` largest request rate since the decision, for the window of the row in force.
+        newest: `[N]` largest request rate since the decision, that of the decision included; the newest one where the
+            row in force looks at no other. Minus infinity where unknown.
         terms: sums since the decision.
     """
 
@@ -124,29 +125,34 @@ class Rule:
     """The row in force.
 
     Attributes:
-        now: `[N]` bool, it looks at the newest rate only.
+        now: `[N]` bool, of those since the decision it looks at the newest rate only.
+        carried: `[N]` bool, it carries the rate forward.
         utilization: `[N]` its target.
     """
 
     now: Array
+    carried: Array
     utilization: Array
 
 
-def choose(rate: Array, window: Array) -> Array:
-    """Largest rate of the past part of a row's window at each of the coming ticks, `[N, DECISION_TICKS]`.
+def choose(rate: Array, rule: Array) -> Array:
+    """What a row's rule knows from before the decision at each of the coming ticks, `[N, DECISION_TICKS]`.
 
     Args:
         rate: `[N, history.TICKS]` newest last, NaN where unknown.
-        window: `[N]` index into `RULE_WINDOWS`.
+        rule: `[N]` int64, see `actions.ROW_RULE`.
 
     Returns:
-        Minus infinity where the window has left the past, or nothing is known in it.
+        Largest rate of the past part of the rule's window: minus infinity where the window has left the past, or
+        nothing is known in it. Of a rule that carries the rate forward, the rate that it compares with, or NaN.
     """
     xp = namespace(rate)
-    recent = rate[:, -max(RULE_WINDOWS) :]
-    recent = by_column(xp.where(xp.isnan(recent), xp.full_like(recent, -xp.inf), recent))
+    recent = by_column(rate[:, -max(RULE_WINDOWS) :])
+    carried, behind = rule == actions.CARRIED, actions.CARRY_TICKS + 1
+    before = [recent[later - behind] for later in range(DECISION_TICKS)]
+    recent = xp.where(xp.isnan(recent), xp.full_like(recent, -xp.inf), recent)
     nothing = xp.full_like(recent[0], -xp.inf)
-    columns = [nothing] * DECISION_TICKS
+    columns = [xp.where(carried, then, nothing) for then in before]
     for index, ticks in enumerate(RULE_WINDOWS):
         largest = nothing
         for later in reversed(range(DECISION_TICKS)):
@@ -154,7 +160,7 @@ def choose(rate: Array, window: Array) -> Array:
             if left > 0:
                 reached = xp.max(recent[-left:], axis=0) if largest is nothing else recent[-left]
                 largest = maximum(xp, largest, reached)
-            columns[later] = xp.where(window == index, largest, columns[later])
+            columns[later] = xp.where(rule == index, largest, columns[later])
     return stack(*columns)
 
 
@@ -177,7 +183,10 @@ def advance(
     settings, known = episode.settings, body.known
     xp = namespace(known.replicas)
     capacity_rps = learned.capacity_rps(settings.given_capacity_rps, known.estimates)
-    asked = _asked(xp, maximum(xp, older, body.newest), capacity_rps * rule.utilization)
+    going_by = xp.where(
+        rule.carried, actions.carried_forward(body.newest, older), maximum(xp, older, body.newest)
+    )
+    asked = _asked(xp, going_by, capacity_rps * rule.utilization)
     replicas = xp.where(xp.isfinite(asked), witness.bounded(settings, asked), known.replicas)
     arrivals, draws = cluster.draw(episode.cluster, rate_rps, episode.dispersion, episode.seeds, tick)
     state, outcome = cluster.step(episode.cluster, body.cluster, replicas, arrivals, draws)
@@ -292,15 +301,18 @@ def calibrate(episode: Episode, rows: Sequence[int], program: Program = PLAIN) -
 
 def _pass(episode: Episode, state: State, action: Array, program: Program) -> tuple[State, Terms]:
     xp, body = namespace(state.rate), state.body
-    window = episode.row_window[action]
-    rule = Rule(now=window == RULE_WINDOWS.index(1), utilization=episode.row_utilization[action])
-    older = program.choose(state.rate, window)
-    body = replace(body, newest=xp.full_like(body.newest, -xp.inf), terms=_no_terms(body.newest))
+    number = episode.row_rule[action]
+    carried = number == actions.CARRIED
+    rule = Rule(carried | (number == RULE_WINDOWS.index(1)), carried, episode.row_utilization[action])
+    older = program.choose(state.rate, number)
+    newest = by_column(state.rate)[-1]
+    newest = xp.where(xp.isnan(newest), xp.full_like(newest, -xp.inf), newest)
+    body = replace(body, newest=newest, terms=_no_terms(newest))
     rates = []
     for later in range(DECISION_TICKS):
         tick = state.tick + later
-        number = xp.zeros_like(episode.seeds[:1]) + tick
-        body, rate = program.advance(episode, body, rule, older[:, later], episode.rate_rps[:, tick], number)
+        at = xp.zeros_like(episode.seeds[:1]) + tick
+        body, rate = program.advance(episode, body, rule, older[:, later], episode.rate_rps[:, tick], at)
         rates.append(rate)
     rate = by_row(xp.concat([by_column(state.rate)[DECISION_TICKS:], xp.stack(rates)], axis=0))
     return State(body, rate, state.tick + DECISION_TICKS), _in_units(episode, body.terms)
@@ -338,6 +350,6 @@ def table(like: Array) -> dict[str, Array]:
     """The action table as `Episode` holds it, in the library of an array `like`, on its device."""
     xp = namespace(like)
     return {
-        "row_window": xp.asarray(actions.ROW_WINDOW, device=device(like)),
+        "row_rule": xp.asarray(actions.ROW_RULE, device=device(like)),
         "row_utilization": xp.asarray(actions.ROW_UTILIZATION, device=device(like)),
     }

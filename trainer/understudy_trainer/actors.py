@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from understudy_policy import artifact
+from understudy_policy import actions, artifact
 from understudy_simulator import scenario
 from understudy_trainer import distributed, export
 from understudy_trainer.actor_critic import ActorCritic
@@ -20,6 +21,9 @@ from understudy_trainer.validation import Validation
 BEGIN_ROWS = 1e6
 """Observations that the normaliser of an actor to begin with stands for."""
 
+SELDOM_NATS = 2.0
+"""A row that an actor does not know begins as likely as the known one that is nearest to it, less this."""
+
 EXPORT_DECISIONS = 64
 """Decisions whose observations prove the artefact and make its reference histogram."""
 
@@ -29,7 +33,8 @@ def begin(model: ActorCritic, uri: str) -> None:
     """Take over what an actor knows; the critic keeps its own head.
 
     In a wider network the actor sits in a corner: nothing of what was drawn reaches its units or the answer yet, so the
-    answers are the same (arXiv:1511.05641), and what was drawn can be put to use.
+    answers are the same (arXiv:1511.05641), and what was drawn can be put to use. Likewise columns of the observation
+    that it does not know are not looked at yet, and rows that it does not know are seldom chosen.
 
     Args:
         model: at least as wide, and as deep.
@@ -39,7 +44,7 @@ def begin(model: ActorCritic, uri: str) -> None:
         ArtifactError: it cannot be used.
         OptionsError: it does not fit in.
     """
-    artifact.load(uri)
+    actor = artifact.load(uri)
     graph = onnx.load_model(artifact.resolve(uri)).graph
     weights = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in graph.initializer}
     own = model.state_dict()
@@ -62,10 +67,21 @@ def begin(model: ActorCritic, uri: str) -> None:
             mine[:rows, : given.shape[1]] = given
         else:
             mine[:rows] = given
+    for row in range(actor.rows, len(actions.TABLE)):
+        kin = min(range(actor.rows), key=functools.partial(_distance, row))
+        own["head.weight"][row] = own["head.weight"][kin]
+        own["head.bias"][row] = own["head.bias"][kin] - SELDOM_NATS
     # The file has the moments' scale alone; the running update needs the variance, and how much it stands for.
     normalizer = model.normalizer
+    normalizer.scale[actor.columns :] = 1.0
     normalizer.variance.copy_(normalizer.scale.clamp(min=normalizer.least_deviation) ** -2)
     normalizer.count.fill_(BEGIN_ROWS)
+
+
+def _distance(row: int, other: int) -> tuple[bool, float]:
+    """How far apart two rows of the table are: other windows first, then other targets."""
+    one, two = actions.TABLE[row], actions.TABLE[other]
+    return one.window_ticks != two.window_ticks, abs(one.utilization - two.utilization)
 
 
 def write(

@@ -138,13 +138,11 @@ def sweep(workloads: Workloads, progress: Callable[[float], None] = lambda share
     """
     count, width = len(workloads.first_rps), len(actions.TABLE)
     cost, violation = np.empty((count, width)), np.empty((count, width))
-    windows = [(w, np.flatnonzero(k == actions.ROW_WINDOW)) for k, w in enumerate(actions.RULE_WINDOWS)]
-    chunks = list(_chunks(count, SWEEP_ROWS // max(len(rows) for _, rows in windows)))
+    rules = [np.flatnonzero(rule == actions.ROW_RULE) for rule in range(actions.RULES)]
+    chunks = list(_chunks(count, SWEEP_ROWS // max(len(rows) for rows in rules)))
     for done, chunk in enumerate(chunks):
-        for window_ticks, rows in windows:
-            result = _constant(
-                take(workloads, np.repeat(chunk, len(rows))), np.tile(rows, len(chunk)), window_ticks
-            )
+        for rows in rules:
+            result = _constant(take(workloads, np.repeat(chunk, len(rows))), np.tile(rows, len(chunk)))
             cost[np.ix_(chunk, rows)] = result.cost.reshape(len(chunk), -1)
             violation[np.ix_(chunk, rows)] = result.violation.reshape(len(chunk), -1)
         progress((done + 1) / len(chunks))
@@ -156,16 +154,21 @@ def _chunks(count: int, size: int) -> Iterator[NDArray[np.int64]]:
         yield np.arange(start, min(start + size, count))
 
 
-def _constant(workloads: Workloads, row: NDArray[np.int64], window_ticks: int) -> Result:
-    """One constant row per workload, all of one window."""
-    world, settings = _World(workloads), workloads.settings
-    recent = np.empty((window_ticks, len(row)), np.float32)
-    for age in range(1, window_ticks + 1):
+def _constant(workloads: Workloads, row: NDArray[np.int64]) -> Result:
+    """One constant row per workload, all of one rule."""
+    world, settings, first = _World(workloads), workloads.settings, actions.TABLE[row[0]]
+    kept = actions.CARRY_TICKS + 1 if first.carried else first.window_ticks
+    recent = np.empty((kept, len(row)), np.float32)
+    for age in range(1, kept + 1):
         recent[-age] = workloads.past_rps[:, -age]
-    rates = np.empty((len(row), len(actions.RULE_WINDOWS)), np.float32)
+    rates = np.empty((len(row), actions.RULES), np.float32)
     for tick in range(workloads.ticks):
-        recent[tick % window_ticks] = world.signals()[:, Signal.REQUEST_RATE]
-        rates[:] = np.fmax.reduce(recent, axis=0)[:, None]
+        now, oldest = tick % kept, (tick + 1) % kept
+        recent[now] = world.signals()[:, Signal.REQUEST_RATE]
+        if first.carried:
+            rates[:] = actions.carried_forward(recent[now], recent[oldest])[:, None]
+        else:
+            rates[:] = np.fmax.reduce(recent, axis=0)[:, None]
         asked = actions.replicas_of(row, rates, settings.given_capacity_rps)
         world.step(tick, np.clip(asked, settings.min_replicas, settings.max_replicas))
     return world.result()

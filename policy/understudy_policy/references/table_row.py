@@ -1,4 +1,4 @@
-"""A constant row of the action table as a rule: a rate, its largest value of late, and a target utilisation.
+"""A constant row of the action table as a rule: a rate, its largest value of late or where it is going, and a target.
 
 A row needs no learning, so the judge lets it compete on its own; otherwise its gain would be booked as the actor's.
 """
@@ -38,7 +38,7 @@ class TableRowRule(Rule[RateMemory]):
         """See `Rule`."""
         xp = namespace(seen.rate_rps)
         used = {actions.TABLE[int(row)].window_ticks for row in self.row}
-        shape = (max(used), seen.rate_rps.shape[0])
+        shape = (max(*used, actions.CARRY_TICKS + 1), seen.rate_rps.shape[0])
         unknown = xp.full(shape, -xp.inf, dtype=xp.float32, device=device(seen.rate_rps))
         # The workloads lie side by side in memory: largest values of many rows are found faster so.
         return RateMemory(xp.permute_dims(unknown, (1, 0)))
@@ -49,8 +49,11 @@ class TableRowRule(Rule[RateMemory]):
         known = ~seen.failed & xp.isfinite(seen.rate_rps)
         rate = push(state.rate_rps, xp.where(known, seen.rate_rps, -xp.inf))
         spans = (min(window, rate.shape[1]) for window in actions.RULE_WINDOWS)
-        largest = xp.stack([xp.max(rate[:, -span:], axis=1) for span in spans], axis=1)
-        asked = actions.replicas_of(self.row, largest, seen.capacity_rps)
+        largest = [xp.max(rate[:, -span:], axis=1) for span in spans]
+        now, before = rate[:, -1], rate[:, -1 - actions.CARRY_TICKS]
+        before = xp.where(xp.isfinite(before), before, now)
+        rates = xp.stack([*largest, actions.carried_forward(now, before)], axis=1)
+        asked = actions.replicas_of(self.row, rates, seen.capacity_rps)
         usable = xp.isfinite(asked)
         current = as_int(seen.replicas)
         wanted = xp.where(usable, as_int(xp.where(usable, asked, 0.0)), current)
