@@ -174,11 +174,21 @@ def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: s
     model = network(hidden)
     actors.begin(model, "builtin://imitation")
     begun = artifact.load("builtin://imitation")
-    golden = np.array(begun.manifest.golden_features, np.float32)
+    known = np.array(begun.manifest.golden_features, np.float32)
+    golden = np.random.default_rng(0).normal(size=(len(known), features.F)).astype(np.float32)
+    golden[:, : begun.columns] = known
     everything = np.ones((len(golden), len(actions.TABLE)), bool)
-    with torch.no_grad():
-        answer = model.actor()(torch.from_numpy(golden), torch.from_numpy(everything).float()).numpy()
-    assert np.abs(answer - begun.probabilities(golden, everything)).max() < 1e-5
+    everything[:, begun.rows :] = False
+
+    def answer(allowed: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return model.actor()(torch.from_numpy(golden), torch.from_numpy(allowed).float()).numpy()
+
+    assert np.abs(answer(everything) - begun.probabilities(golden, everything)).max() < 1e-5
+    # Rows that the actor did not know get their turn, but seldom.
+    new = answer(np.ones_like(everything))[:, begun.rows :].sum(axis=1)
+    assert (new > 0.0).all()
+    assert new.mean() < 0.4
 
 
 def test_an_actor_that_does_not_fit_in_is_refused() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from small_contest import SMALL, cells, wave, write_trace
 from understudy_operator.cli import main as cli
+from understudy_policy import actions as policy_actions
 from understudy_policy import artifact, features
 from understudy_simulator import past as pasts
 from understudy_simulator import scenario
@@ -162,7 +163,10 @@ def test_an_actor_keeps_its_shape() -> None:
     for uri in ("builtin://imitation", "builtin://generalist"):
         widths = finetune._widths(uri)
         world = SimpleNamespace(
-            observation_size=features.F, num_actions=40, hints=0, device=torch.device("cpu")
+            observation_size=features.F,
+            num_actions=len(policy_actions.TABLE),
+            hints=0,
+            device=torch.device("cpu"),
         )
         options = read_options(
             None, [f"network.hidden={list(widths)}", "network.shared_trunk=true"], FinetuneOptions

@@ -190,7 +190,10 @@ def test_an_opset_that_was_never_tested_is_refused() -> None:
     ("model", "named"),
     [
         (linear(output="logits_out"), "logits_out"),
-        (linear(width=F - 1), f"[N, {F}]"),
+        (
+            linear(width=F - 1),
+            f"of {F - 1} columns, but this version has {features.schema_hash(F - 1)} ({F} in all)",
+        ),
         (linear(batch=16), "fixed batch of 16"),
     ],
 )
@@ -202,6 +205,30 @@ def test_an_actor_of_another_schema_table_or_format_is_refused() -> None:
     assert "schema_hash is abc" in refusal(linear(says=manifest(schema_hash="abc")))
     assert "table_hash is abc" in refusal(linear(says=manifest(table_hash="abc")))
     assert "format_version is 99" in refusal(linear(says=manifest(format_version=99)))
+
+
+def test_an_actor_from_before_the_newest_columns_and_rows_is_asked_for_what_it_knows() -> None:
+    actor = load("builtin://imitation")
+    assert (actor.columns, actor.rows) == (28, 40), "it was trained before the table grew"
+    rng = np.random.default_rng(0)
+    seen, allowed = rng.normal(size=(6, F)).astype(np.float32), np.ones((6, A), bool)
+    allowed[3:, :20] = False
+    answer = actor.probabilities(seen, allowed)
+    assert answer.shape == (6, A)
+    np.testing.assert_allclose(answer.sum(axis=1), 1.0, atol=1e-5)
+    assert not answer[:, actor.rows :].any()
+    assert not answer[3:, :20].any()
+    later = seen.copy()
+    later[:, actor.columns :] += 5.0
+    np.testing.assert_array_equal(answer, actor.probabilities(later, allowed))
+
+
+def test_an_actor_that_knows_more_than_this_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = linear().SerializeToString()
+    verify(content, "file:///actor.onnx")
+    monkeypatch.setattr(actions, "TABLE", actions.TABLE[:-1])
+    with pytest.raises(ArtifactError, match=f"table_hash is .* \\({A - 1} in all\\); train it again"):
+        verify(content, "file:///actor.onnx")
 
 
 def test_an_actor_that_misses_its_golden_vectors_is_refused() -> None:
@@ -322,7 +349,7 @@ def test_the_builtin_actor_is_what_it_says() -> None:
     assert actor.manifest.name == "imitation"
     assert actor.manifest.lineage["algorithm"] == "imitation"
     assert actor.manifest.lineage["parity"]["max_abs_error"] < 1e-5
-    assert set(actor.manifest.feature_histograms) == {name for name, _ in features.SCHEMA}
+    assert set(actor.manifest.feature_histograms) == {name for name, _ in features.SCHEMA[: actor.columns]}
     # It chose differently where it was shown different things: no constant graph.
     golden = np.asarray(actor.manifest.golden_probabilities)
     assert len(set(golden.argmax(axis=1))) > 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from one_tick import CAPACITY_RPS, tick
-from understudy_policy import decision, explain, features, signals
+from understudy_policy import actions, decision, explain, features, signals
 from understudy_policy.guards.reasons import KillScope, Reason
 
 
@@ -36,7 +36,10 @@ def test_the_record_holds_every_number_of_the_decision():
         "age_ticks": 0,
     }
     assert set(record["features"]) == {name for name, _ in features.SCHEMA}
-    assert [top["probability"] for top in record["top_rows"]] == [0.71, 0.0074, 0.0074]
+    assert [top["probability"] for top in record["top_rows"]] == [
+        0.71,
+        *[round(0.29 / (len(actions.TABLE) - 1), 4)] * 2,
+    ]
     assert record["top_rows"][0]["rule"] == record["actor"]["rule"]
 
 

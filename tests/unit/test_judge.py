@@ -357,9 +357,10 @@ def test_the_pareto_sweep_of_a_policy_is_its_preferences(contest):
     assert len(cost) == len(missed) == len(PREFERENCES)
     labels, cost, missed = summary.sweep(contest, ROW)
     assert len(labels) == len(actions.TABLE)
-    # Among rows of one window, more head-room costs more and misses no more.
-    for window in range(0, len(labels), len(actions.UTILIZATION_LEVELS)):
-        levels = slice(window, window + len(actions.UTILIZATION_LEVELS))
+    # Among rows of one rule, more head-room costs more and misses no more.
+    for rule in range(actions.RULES):
+        rows = np.flatnonzero(rule == actions.ROW_RULE)
+        levels = rows[actions.ROW_UTILIZATION[rows].argsort()]
         assert np.all(np.diff(cost[levels]) < 0)
         assert np.all(np.diff(missed[levels]) > -1e-3)
 

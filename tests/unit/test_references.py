@@ -299,6 +299,18 @@ def test_a_table_row_takes_the_largest_rate_of_its_window_over_its_utilization()
         assert live(rule, [seen(7, rate=rate) for rate in rates], 15.0)[-1] == pods
 
 
+def test_a_rise_is_carried_forward_and_a_fall_is_not():
+    """From 50 to 150 within four ticks: in six more it would be 300; at 58 % of 10 rps that is 51.7 pods."""
+    row = actions.TABLE.index(actions.Row(1, 0.58, carried=True))
+    rule = TableRowRule(min_replicas=one(1), max_replicas=one(1000), row=one(row))
+    for rates, pods in (
+        ([50.0, 60.0, 80.0, 100.0, 150.0], 52),
+        ([150.0, 100.0, 80.0, 60.0, 50.0], 9),
+        ([150.0], 26),
+    ):
+        assert live(rule, [seen(7, rate=rate) for rate in rates], 15.0)[-1] == pods
+
+
 def test_a_table_row_remembers_through_a_gap_and_holds_when_it_knows_nothing():
     rule = TableRowRule(min_replicas=one(1), max_replicas=one(1000), row=one(10))
     window = actions.TABLE[10].window_ticks
