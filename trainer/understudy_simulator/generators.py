@@ -135,6 +135,21 @@ def _noise(time_s: Rates, rng: np.random.Generator, count: int) -> Rates:
     return np.exp(slow + fast) + np.maximum(bursts, 0.0)
 
 
+def _drift(time_s: Rates, rng: np.random.Generator, count: int) -> Rates:
+    """Wandering over minutes to hours with a little jitter and no event at all: most services at most times."""
+    samples, step_s = len(time_s), time_s[1] - time_s[0]
+    frequency_hz = np.fft.rfftfreq(samples, step_s)
+    span_s = _log_uniform(rng, 900.0, 4 * 3600.0, count)
+    # Faster than its own span a path hardly moves, slower than that it moves freely.
+    amplitude = 1.0 / (1.0 + (frequency_hz * span_s) ** 2)
+    amplitude[:, 0] = 0.0
+    waves = rng.normal(size=amplitude.shape) + 1j * rng.normal(size=amplitude.shape)
+    slow = np.fft.irfft(waves * amplitude, n=samples, axis=1)
+    slow /= slow.std(axis=1, keepdims=True)
+    fast = _noise_path(rng, count, samples, rng.uniform(0.0, 0.8, (count, 1)))
+    return np.exp(_log_uniform(rng, 0.03, 0.5, count) * slow + _log_uniform(rng, 0.002, 0.06, count) * fast)
+
+
 def _noise_path(rng: np.random.Generator, count: int, samples: int, exponent: float | Rates) -> Rates:
     """Random paths with a power-law spectrum (1/f^exponent), mean 0 and standard deviation 1."""
     frequency = np.arange(samples // 2 + 1, dtype=np.float64)
@@ -146,8 +161,8 @@ def _noise_path(rng: np.random.Generator, count: int, samples: int, exponent: fl
 
 def _mixture(time_s: Rates, rng: np.random.Generator, count: int) -> Rates:
     """Two to four of the shapes multiplied, each softened at random."""
-    shapes = (_diurnal, _trend, _shift, _flash, _spikes, _square, _noise)
-    share = (0.7, 0.2, 0.4, 0.4, 0.3, 0.15, 0.8)
+    shapes = (_diurnal, _trend, _shift, _flash, _spikes, _square, _noise, _drift)
+    share = (0.7, 0.2, 0.3, 0.3, 0.3, 0.15, 0.5, 0.5)
     log_rate = np.zeros((count, len(time_s)))
     for shape, probability in zip(shapes, share, strict=True):
         strength = _uniform(rng, 0.3, 1.0, count) * (rng.random((count, 1)) < probability)
@@ -164,6 +179,7 @@ FAMILIES: dict[str, Callable[[Rates, np.random.Generator, int], Rates]] = {
     "spikes": _spikes,
     "square": _square,
     "noise": _noise,
+    "drift": _drift,
     "mixture": _mixture,
 }
 """Name of every family and the function that draws its members."""

@@ -97,7 +97,7 @@ class Ranges:
     """Workloads of which only a part of the last hour is known."""
     yesterday_share: float = 0.7
     """Of the loads that are longer than a day: those whose yesterday is known; half of them know last week, too."""
-    families: tuple[str, ...] = field(default_factory=lambda: (*FAMILIES, *["mixture"] * 4))
+    families: tuple[str, ...] = field(default_factory=lambda: (*FAMILIES, *["mixture"] * 4, *["drift"] * 2))
     """Of the loads, in equal parts; one that is named again has as many more."""
 
     def __post_init__(self) -> None:

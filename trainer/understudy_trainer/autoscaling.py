@@ -49,10 +49,6 @@ HORIZON_TICKS, NODE_HORIZON_TICKS = 48, 32
 """Start-ups are told apart up to here, the few that take longer are over then: every batch has the same shape, so the
 compiled model is compiled once."""
 
-OWN_SHARE = 0.5
-"""Weight of what a service's own reference pays in the unit of its rewards; the rest is what others pay at the price.
-Of its own alone, trouble would be divided by itself and a policy would learn that spikes hardly matter."""
-
 ALIKE = 128
 """Services on either side in the order of prices that say what is usual at a price."""
 
@@ -83,6 +79,9 @@ class AutoscalingConfig:
     """Lowest price of a missed request, in units of the pod time that a request takes."""
     price_high: float = Field(default=40.0, gt=0)
     """Highest price."""
+    own_share: float = Field(default=0.25, ge=0, le=1)
+    """Weight of what a service's own reference pays in the unit of its rewards; the rest is what others pay at the
+    price. Of its own alone, trouble would be divided by itself and a policy would learn that spikes hardly matter."""
     hints: bool = True
     """Let the critic, never the actor, see what is coming: the load, and what the reference will pay for it."""
     compiled: bool = False
@@ -243,7 +242,7 @@ class AutoscalingEnvironment:
         self.reference_row = torch.tensor(REFERENCE_ROWS, device=self.device)[self._best]
         self._reference = earned[self._best, torch.arange(config.workloads, device=self.device)]
         own = -self._reference.mean(dim=1)
-        self._unit = OWN_SHARE * own + (1.0 - OWN_SHARE) * _alike(own, self._price)
+        self._unit = config.own_share * own + (1.0 - config.own_share) * _alike(own, self._price)
         if self.hints:
             self._hints = self._what_comes(batch)
 
