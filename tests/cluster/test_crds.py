@@ -160,7 +160,7 @@ def a_status():
         "referenceReplicas": 5,
         "proposedReplicas": 7,
         "lastDecision": {"decisionId": "01", "time": when, "replicas": 6, "reason": "AuthorityZero"},
-        "model": {"uri": "builtin://imitation", "sha256": "0" * 64, "loadedAt": when},
+        "model": {"uri": "builtin://generalist", "sha256": "0" * 64, "loadedAt": when},
         "conditions": [
             {
                 "type": "Ready",
@@ -225,7 +225,7 @@ def test_kubectl_get_shows_what_people_look_for(kube, namespace, policy):
         "Reference": 5,
         "Proposed": 7,
         "Stage": "Shadow",
-        "Model": "builtin://imitation",
+        "Model": "builtin://generalist",
         "Owner": "team-checkout",
     }
     wide = {column["name"] for column in table["columnDefinitions"] if column["priority"]}

@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 
 from understudy_policy import actions, artifact, features
-from understudy_trainer import actors, train
+from understudy_trainer import actors, export, train
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment, _ahead
 from understudy_trainer.environment import Step
+from understudy_trainer.networks import Actor
 from understudy_trainer.options import OptionsError, read_options
 from understudy_trainer.training import make_model
 
@@ -169,11 +170,33 @@ def network(hidden: str) -> ActorCritic:
     return make_model(world, read_options(None, [f"network.hidden={hidden}"]).training())
 
 
+@pytest.fixture
+def older(tmp_path: Path) -> str:
+    """An actor from before the newest columns and rows."""
+    columns, rows = 28, 40
+    table, schema, hashes = actions.TABLE, features.SCHEMA, (features.schema_hash, actions.table_hash)
+    observations = np.random.default_rng(1).normal(size=(1000, columns)).astype(np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "F", columns)
+        patch.setattr(features, "SCHEMA", schema[:columns])
+        patch.setattr(features, "schema_hash", lambda *_: hashes[0](columns))
+        patch.setattr(actions, "TABLE", table[:rows])
+        patch.setattr(actions, "ROW_UTILIZATION", actions.ROW_UTILIZATION[:rows])
+        patch.setattr(actions, "table_hash", lambda *_: hashes[1](rows))
+        actor = Actor((64, 64))
+        for weights in actor.parameters():
+            torch.nn.init.normal_(weights, std=0.3)
+        actor.normalizer.update(torch.from_numpy(observations))
+        export.export(actor, tmp_path / "older.onnx", "older", {}, observations)
+    return (tmp_path / "older.onnx").as_uri()
+
+
 @pytest.mark.parametrize("hidden", ["[64, 64]", "[96, 80]"])
-def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: str) -> None:
+def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: str, older: str) -> None:
     model = network(hidden)
-    actors.begin(model, "builtin://imitation")
-    begun = artifact.load("builtin://imitation")
+    actors.begin(model, older)
+    begun = artifact.load(older)
+    assert (begun.columns, begun.rows) == (28, 40)
     known = np.array(begun.manifest.golden_features, np.float32)
     golden = np.random.default_rng(0).normal(size=(len(known), features.F)).astype(np.float32)
     golden[:, : begun.columns] = known
@@ -193,13 +216,13 @@ def test_a_network_that_begins_with_an_actor_answers_as_the_actor_does(hidden: s
 
 def test_an_actor_that_does_not_fit_in_is_refused() -> None:
     with pytest.raises(
-        OptionsError, match=r"begin_with is builtin://imitation, whose trunk\.0\.weight is \[64"
+        OptionsError, match=r"begin_with is builtin://generalist, whose trunk\.0\.weight is \[128"
     ):
-        actors.begin(network("[32, 64]"), "builtin://imitation")
+        actors.begin(network("[64, 128]"), "builtin://generalist")
     with pytest.raises(OptionsError, match=r"as many layers"):
-        actors.begin(network("[64, 64, 64]"), "builtin://imitation")
+        actors.begin(network("[128, 128, 128]"), "builtin://generalist")
     with pytest.raises(OptionsError, match=r"as many layers"):
-        actors.begin(network("[64]"), "builtin://imitation")
+        actors.begin(network("[128]"), "builtin://generalist")
 
 
 def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> None:

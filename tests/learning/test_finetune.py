@@ -31,7 +31,7 @@ TINY = [
     "run={total_steps: 6240, log_updates: 1}",
     "rollout_steps=4",
     "critic_updates=1",
-    "begin_with=builtin://imitation",
+    "begin_with=builtin://generalist",
 ]
 
 
@@ -160,18 +160,17 @@ def test_the_critic_learns_first_and_the_actor_stays() -> None:
 
 
 def test_an_actor_keeps_its_shape() -> None:
-    for uri in ("builtin://imitation", "builtin://generalist"):
-        widths = finetune._widths(uri)
-        world = SimpleNamespace(
-            observation_size=features.F,
-            num_actions=len(policy_actions.TABLE),
-            hints=0,
-            device=torch.device("cpu"),
-        )
-        options = read_options(
-            None, [f"network.hidden={list(widths)}", "network.shared_trunk=true"], FinetuneOptions
-        )
-        actors.begin(make_model(world, options.training()), uri)
+    widths = finetune._widths("builtin://generalist")
+    world = SimpleNamespace(
+        observation_size=features.F,
+        num_actions=len(policy_actions.TABLE),
+        hints=0,
+        device=torch.device("cpu"),
+    )
+    options = read_options(
+        None, [f"network.hidden={list(widths)}", "network.shared_trunk=true"], FinetuneOptions
+    )
+    actors.begin(make_model(world, options.training()), "builtin://generalist")
 
 
 def test_a_history_becomes_an_artefact_with_its_lineage(tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def test_a_history_becomes_an_artefact_with_its_lineage(tmp_path: Path) -> None:
     assert lineage["history"]["span_s"] == 24 * 3600
     assert lineage["history"]["held_back_s"] == pytest.approx(0.2 * 24 * 3600)
     assert lineage["history"]["learned_s"] <= 0.8 * 24 * 3600
-    assert lineage["begun_with"]["sha256"] == artifact.load("builtin://imitation").sha256
+    assert lineage["begun_with"]["sha256"] == artifact.load("builtin://generalist").sha256
     assert lineage["options"]["generated_share"] == 0.25
     assert set(lineage["held_out"]) == set(lineage["history"]["held_out_before"])
 
@@ -233,7 +232,7 @@ def test_what_the_judge_plugs_in_says_what_it_depends_on_and_writes_an_actor(tmp
     tune = Tuner(options)
     assert tune.mark() == Tuner(options).mark()
     assert tune.mark() != Tuner(replace(options, seed=1)).mark()
-    tune(artifact.resolve("builtin://imitation"), of(3.0), tmp_path / "own.onnx")
+    tune(artifact.resolve("builtin://generalist"), of(3.0), tmp_path / "own.onnx")
     own = artifact.load((tmp_path / "own.onnx").as_uri())
     assert own.manifest.lineage["history"]["sha256"] == of(3.0).fingerprint()
     assert own.manifest.lineage["history"]["held_back_s"] == 0.0

@@ -94,7 +94,7 @@ def test_what_is_not_said_is_safe():
     assert (spec.min_replicas, spec.max_replicas) == (1, 20)
     assert spec.on_kill == "Reference"
     assert spec.scale_target_ref.kind == "Deployment"
-    assert spec.model.uri == "builtin://imitation"
+    assert spec.model.uri == "builtin://generalist"
     assert spec.objective.capacity_per_pod_rps is None
     assert spec.telemetry.stale_after_s == 4 * spec.telemetry.interval_s == 60
     assert spec.rollout.steps == (0.1, 0.25, 0.5, 1.0)

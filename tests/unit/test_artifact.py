@@ -24,20 +24,20 @@ def weights(seed: int) -> np.ndarray:
 
 
 def answer(observation: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-    logits = observation @ weights(seed) - (1 - mask) * 1e8
+    logits = observation @ weights(seed)[: observation.shape[1], : mask.shape[1]] - (1 - mask) * 1e8
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
 
 
-def manifest(seed: int = 0, **changes: object) -> Manifest:
+def manifest(seed: int = 0, columns: int = F, rows: int = A, **changes: object) -> Manifest:
     rng = np.random.default_rng(1)
-    observation = rng.normal(size=(8, F)).astype(np.float32)
-    mask = (rng.random((8, A)) < 0.5).astype(np.float32)
+    observation = rng.normal(size=(8, columns)).astype(np.float32)
+    mask = (rng.random((8, rows)) < 0.5).astype(np.float32)
     mask[:, 0] = 1
     content = {
         "name": "linear",
-        "schema_hash": features.schema_hash(),
-        "table_hash": actions.table_hash(),
+        "schema_hash": features.schema_hash(columns),
+        "table_hash": actions.table_hash(rows),
         "lineage": {"algorithm": "none"},
         "feature_histograms": {},
         "golden_features": observation.tolist(),
@@ -52,14 +52,18 @@ def linear(
     *,
     batch: str | int = "batch",
     width: int = F,
+    rows: int = A,
     output: str = "probabilities",
     respect_mask: bool = True,
     says: Manifest | None = None,
     opset: int = 20,
 ) -> onnx.ModelProto:
     """The smallest actor there can be: softmax(observation · weights − (1 − mask) · 1e8)."""
-    table = weights(seed)[:1].repeat(width, axis=0) if width != F else weights(seed)
-    constants = {"weights": table, "one": np.float32([1.0]), "much": np.float32([1e8 if respect_mask else 0])}
+    constants = {
+        "weights": weights(seed)[:width, :rows],
+        "one": np.float32([1.0]),
+        "much": np.float32([1e8 if respect_mask else 0]),
+    }
     nodes = [
         helper.make_node("MatMul", ["observation", "weights"], ["logits"]),
         helper.make_node("Sub", ["one", "mask"], ["forbidden"]),
@@ -72,9 +76,9 @@ def linear(
         "actor",
         [
             helper.make_tensor_value_info("observation", FLOAT, [batch, width]),
-            helper.make_tensor_value_info("mask", FLOAT, [batch, A]),
+            helper.make_tensor_value_info("mask", FLOAT, [batch, rows]),
         ],
-        [helper.make_tensor_value_info(output, FLOAT, [batch, A])],
+        [helper.make_tensor_value_info(output, FLOAT, [batch, rows])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
@@ -208,8 +212,9 @@ def test_an_actor_of_another_schema_table_or_format_is_refused() -> None:
 
 
 def test_an_actor_from_before_the_newest_columns_and_rows_is_asked_for_what_it_knows() -> None:
-    actor = load("builtin://imitation")
-    assert (actor.columns, actor.rows) == (28, 40), "it was trained before the table grew"
+    older = linear(width=28, rows=40, says=manifest(columns=28, rows=40))
+    actor = verify(older.SerializeToString(), "file:///older.onnx")
+    assert (actor.columns, actor.rows) == (28, 40)
     rng = np.random.default_rng(0)
     seen, allowed = rng.normal(size=(6, F)).astype(np.float32), np.ones((6, A), bool)
     allowed[3:, :20] = False
@@ -345,9 +350,9 @@ def test_a_pinned_actor_is_not_swapped_for_another(tmp_path: Path) -> None:
 
 
 def test_the_builtin_actor_is_what_it_says() -> None:
-    actor = load("builtin://imitation")
-    assert actor.manifest.name == "imitation"
-    assert actor.manifest.lineage["algorithm"] == "imitation"
+    actor = load("builtin://generalist")
+    assert actor.manifest.name == "generalist"
+    assert actor.manifest.lineage["options"]["algorithm"] == "ppo"
     assert actor.manifest.lineage["parity"]["max_abs_error"] < 1e-5
     assert set(actor.manifest.feature_histograms) == {name for name, _ in features.SCHEMA[: actor.columns]}
     # It chose differently where it was shown different things: no constant graph.

@@ -87,11 +87,11 @@ def test_modes_and_models_that_are_gone_are_shown_no_more():
     metrics = Metrics()
     metrics.set_policies({"Shadow": 2, "Active": 1})
     metrics.set_policies({"Shadow": 3})
-    metrics.set_models({"builtin://imitation": "aa"})
-    metrics.set_models({"builtin://imitation": "bb"})
+    metrics.set_models({"builtin://generalist": "aa"})
+    metrics.set_models({"builtin://generalist": "bb"})
     assert (value(metrics, "policies", mode="Shadow"), value(metrics, "policies", mode="Active")) == (3, None)
-    assert value(metrics, "model_info", uri="builtin://imitation", sha256="aa") is None
-    assert value(metrics, "model_info", uri="builtin://imitation", sha256="bb") == 1
+    assert value(metrics, "model_info", uri="builtin://generalist", sha256="aa") is None
+    assert value(metrics, "model_info", uri="builtin://generalist", sha256="bb") == 1
 
 
 def test_a_policy_costs_six_series_and_no_more():

@@ -234,12 +234,14 @@ def test_a_new_spec_is_acknowledged_at_once():
 def test_a_restart_writes_nothing_and_tells_nothing_again():
     bench = Bench()
     killed = ACTIVE._replace(killed=KillScope.NAMESPACE, causes=(Cause.TIMEOUT,) * 5)
-    (status,) = bench.tick(killed, model_uri="builtin://imitation")
+    (status,) = bench.tick(killed, model_uri="builtin://generalist")
     assert bench.reasons()
     again = Bench()
-    as_stored = {k: v for k, v in status.items() if v is not None} | {"model": {"uri": "builtin://imitation"}}
+    as_stored = {k: v for k, v in status.items() if v is not None} | {
+        "model": {"uri": "builtin://generalist"}
+    }
     again.store.on_event("MODIFIED", {**body(version=3), "status": as_stored})
-    assert again.tick(killed, model_uri="builtin://imitation") == []
+    assert again.tick(killed, model_uri="builtin://generalist") == []
     assert again.reasons() == []
 
 

@@ -12,10 +12,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from understudy_policy import actions, artifact, features
 from understudy_trainer.networks import Actor
-from understudy_trainer.workloads import Floats
+
+Floats = NDArray[np.float32]
+
 
 OPSET = 20
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)

@@ -145,7 +145,7 @@ class Model(ApiModel):
     """The actor that proposes replicas."""
 
     uri: str = Field(
-        default="builtin://imitation",
+        default="builtin://generalist",
         pattern=r"^(builtin|file)://.+$",
         max_length=1024,
         description="Where the artefact is: builtin://NAME ships with the operator, file:///PATH is a folder "
