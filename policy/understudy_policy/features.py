@@ -14,7 +14,7 @@ from typing import Any
 from understudy_policy import history as past
 from understudy_policy.actions import CARRY_TICKS, RULE_WINDOWS, carried_forward
 from understudy_policy.estimates import Estimates
-from understudy_policy.rows import Array, maximum, namespace
+from understudy_policy.rows import Array, maximum, mean_of_known, namespace
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
 
@@ -203,7 +203,7 @@ def _log_ratio(xp: Any, a: Array, b: Array) -> Array:
 def _recurring(xp: Any, after: Array, mean: Array) -> tuple[Array, Array]:
     """How the ticks after this time went earlier, `[N, NEXT_TICKS]`, over the mean of the hour: soon, and at most."""
     known = ~xp.isnan(after)
-    soon = _mean(xp, after[:, :SOON_TICKS])
+    soon = mean_of_known(after[:, :SOON_TICKS])
     most = xp.max(xp.where(known, after, xp.full_like(after, -xp.inf)), axis=1)
     most = xp.where(xp.isfinite(most), most, xp.full_like(most, xp.nan))
     return _log_ratio(xp, soon, mean), _log_ratio(xp, most, mean)
@@ -212,24 +212,16 @@ def _recurring(xp: Any, after: Array, mean: Array) -> tuple[Array, Array]:
 def _mean_change(xp: Any, window: Array) -> Array:
     """Mean absolute change from tick to tick, `[N]`; NaN where none is known."""
     change = window[:, 1:] - window[:, :-1]
-    return _mean(xp, xp.where(change < 0, -change, change))
+    return mean_of_known(xp.where(change < 0, -change, change))
 
 
 def _correlation(xp: Any, a: Array, b: Array) -> Array:
     """Correlation of what is known in both, `[N]`; 0 where nothing moves."""
     known = ~(xp.isnan(a) | xp.isnan(b))
     a, b = (xp.where(known, side, xp.full_like(side, xp.nan)) for side in (a, b))
-    a, b = (side - _mean(xp, side)[:, None] for side in (a, b))
+    a, b = (side - mean_of_known(side)[:, None] for side in (a, b))
     a, b = (xp.where(known, side, xp.zeros_like(side)) for side in (a, b))
     return _ratio(xp, xp.sum(a * b, axis=1), xp.sqrt(xp.sum(a * a, axis=1) * xp.sum(b * b, axis=1)))
-
-
-def _mean(xp: Any, window: Array) -> Array:
-    """Mean of what is known, `[N]`; NaN where nothing is."""
-    known = ~xp.isnan(window)
-    count = xp.sum(xp.astype(known, window.dtype), axis=1)
-    total = xp.sum(xp.where(known, window, xp.zeros_like(window)), axis=1)
-    return xp.where(count > 0, total / maximum(xp, count, 1.0), xp.full_like(total, xp.nan))
 
 
 def _what_came_next(xp: Any, history: past.Past, blocks_ago: int) -> tuple[Array, Array]:

@@ -50,6 +50,15 @@ def minimum(xp: Any, a: Array, b: Array) -> Array:
     return xp.where(a <= b, a, b)
 
 
+def mean_of_known(values: Array) -> Array:
+    """Mean of what is known in each row of `[N, K]`; NaN where nothing is."""
+    xp = namespace(values)
+    known = ~xp.isnan(values)
+    count = xp.sum(xp.astype(known, values.dtype), axis=1)
+    total = xp.sum(xp.where(known, values, xp.zeros_like(values)), axis=1)
+    return xp.where(count > 0, total / maximum(xp, count, 1.0), xp.full_like(total, xp.nan))
+
+
 def map_rows(function: Callable[[Array], Array], rows: Rows) -> Rows:
     """Apply a function to every per-row array of a dataclass, nested ones included; None stays None."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from understudy_policy.references.behavior import as_capped_int, as_float, as_int
 from understudy_policy.references.rule import Rule, RuleSignals, push, whole_ticks
-from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared
+from understudy_policy.rows import Array, device, maximum, mean_of_known, minimum, namespace, shared
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class KnativeRule(Rule[KnativeMemory]):
         unknown = seen.failed | ~xp.isfinite(seen.concurrency)
         concurrency = push(state.concurrency, xp.where(unknown, xp.nan, seen.concurrency))
         panic_ticks = max(1, math.ceil(self.panic_window_ratio * self.stable_window_s / self.tick_s))
-        stable, panicking = _mean(concurrency), _mean(concurrency[:, -panic_ticks:])
+        stable, panicking = mean_of_known(concurrency), mean_of_known(concurrency[:, -panic_ticks:])
         valid = xp.isfinite(stable)
 
         ready = as_float(maximum(xp, as_int(seen.ready), 1))
@@ -120,12 +120,3 @@ class KnativeRule(Rule[KnativeMemory]):
             wanted_time_s=time_s,
         )
         return memory, self.bounded(xp.where(valid, delayed, current))
-
-
-def _mean(values: Array) -> Array:
-    """Mean of what is known in each row; NaN where nothing is."""
-    xp = namespace(values)
-    known = ~xp.isnan(values)
-    count = xp.sum(xp.astype(known, values.dtype), axis=1)
-    total = xp.sum(xp.where(known, values, xp.zeros_like(values)), axis=1)
-    return xp.where(count > 0, total / maximum(xp, count, 1.0), xp.nan)
