@@ -273,15 +273,15 @@ def demo(pictures: Path) -> Section:
 {len(runs)} runs of `make demo` ({runs[0].seconds:.0f} s each; real API server, controllers, Prometheus and operator,
 emulated pods), and the same arrivals, policy and kill in the simulator, {len(ways[name][0].pod_hours)} times each with
 other chance. With the operator's replicas the cluster model stands alone; with the decision program in the loop
-everything is tested at once. In brackets: what 90 % of the draws lie between. The actor runs close to saturation in a
-flash crowd, so one run's share of missed requests is mostly chance; the tolerance is held against all runs together,
-and ± is the standard deviation that is left.
+everything is tested at once. In brackets: what 90 % of the draws lie between. In a flash crowd one run's share of
+missed requests is mostly chance; the tolerance is held against all runs together, and ± is the standard deviation that
+is left.
 
 The simulator is told what the demo's manifests say (capacity, start-up, windows, latency buckets), and two times that
 were fitted: {closed_loop.CONTROL_S:g} s from the write of the replicas to the start of a pod, and an age of
-{closed_loop.SCRAPE_AGE_S:g} s of what a query finds. Both were fitted to these very runs. The share of missed requests
-is held to a tolerance that is no larger than the chance that is left: more runs are needed to prove it. The test of the
-decision program in the loop allows twice that chance, where it is more than a point.
+{closed_loop.SCRAPE_AGE_S:g} s of what a query finds. Both were fitted to runs with an earlier actor, not to
+these. The test of the decision program in the loop allows twice the chance that is left, where that is more than a
+point.
 
 {_table(head, rows)}
 

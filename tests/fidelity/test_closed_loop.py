@@ -35,6 +35,6 @@ def test_with_the_decision_program_in_the_loop_it_comes_to_the_same(runs):
     if not all(map(closed_loop.has_todays_actor, runs)):
         pytest.skip("the runs were recorded with another actor: record anew with demo_live.py")
     _, pooled = check(runs, follow=False)
-    # Where the actor runs close to saturation, chance alone makes more of a difference than a point.
+    # Where an actor runs close to saturation, chance alone makes more of a difference than a point.
     tolerance = max(MISSED_POINTS, 2 * pooled.chance)
     assert pooled.simulated_missed_share == pytest.approx(pooled.missed_share, abs=tolerance)
