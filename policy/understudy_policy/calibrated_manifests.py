@@ -143,8 +143,9 @@ def _scale_down(stabilization_s: int, indent: str) -> str:
 def _rate(query: str, row: actions.Row) -> str:
     """What a row goes by, in ticks of 15 s, the last one included."""
     if row.carried:
-        before = f"last_over_time(({query})[15s:15s] offset {15 * actions.CARRY_TICKS}s)"
+        before = f"last_over_time(({query})[1s:1s] offset {15 * actions.CARRY_TICKS}s)"
         ahead = actions.CARRY_AHEAD_TICKS / actions.CARRY_TICKS
+        # A subquery's steps are whole multiples of its resolution: of a second, so that it looks back for no longer.
         # Right after a first sample there is nothing to rise from: then the rate itself.
         return f"(({query}) + {ahead:g} * clamp_min(({query}) - ({before}), 0)) or ({query})"
     return query if row.window_ticks == 1 else f"max_over_time(({query})[{15 * row.window_ticks}s:15s])"

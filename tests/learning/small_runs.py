@@ -11,7 +11,7 @@ from understudy_trainer.loop import Listener
 from understudy_trainer.options import read_options
 
 SETTINGS = [
-    "world={workloads: 130, episode_ticks: 32, curves: 8, batches: 1, lives: 100, compiled: false}",
+    "world={workloads: 130, episode_ticks: 32, curves: 9, batches: 1, lives: 100, compiled: false}",
     "run={total_steps: 3120, evaluate_updates: 2, log_updates: 1}",
     "rollout_steps=4",
     "network={hidden: [8], critic_hidden: [8]}",

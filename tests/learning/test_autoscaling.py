@@ -20,7 +20,7 @@ from understudy_trainer.networks import Actor
 from understudy_trainer.options import OptionsError, read_options
 from understudy_trainer.training import make_model
 
-SMALL = AutoscalingConfig(workloads=6, episode_ticks=8, curves=8, batches=2, lives=2)
+SMALL = AutoscalingConfig(workloads=6, episode_ticks=8, curves=9, batches=2, lives=2)
 DECISIONS = SMALL.episode_ticks // actions.DECISION_TICKS
 
 
@@ -229,7 +229,7 @@ def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> No
     options = read_options(
         None,
         [
-            "world={workloads: 520, episode_ticks: 8, curves: 8, batches: 1, compiled: false}",
+            "world={workloads: 520, episode_ticks: 8, curves: 9, batches: 1, compiled: false}",
             "run={total_steps: 6240, evaluate_updates: 1, log_updates: 1}",
             "rollout_steps=4",
             "network.hidden=[16]",

@@ -58,9 +58,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 def test_an_actor_that_the_exporter_would_spoil_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observations = np.random.default_rng(0).normal(size=(2000, features.F)).astype(np.float32)
-    actor = Actor()
-    actor.normalizer.update(torch.from_numpy(observations))
+    observations, actor = seen(), drawn()
     path = tmp_path / "actor.onnx"
     with pytest.raises(ValueError, match="at least 1000"):
         export.export(actor, path, "actor", {}, observations[:500])

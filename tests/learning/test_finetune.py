@@ -27,7 +27,7 @@ from understudy_trainer.options import read_options
 from understudy_trainer.training import make_model, make_trainer
 
 TINY = [
-    "world={workloads: 520, episode_ticks: 8, curves: 8, batches: 1, compiled: false, hints: true}",
+    "world={workloads: 520, episode_ticks: 8, curves: 9, batches: 1, compiled: false, hints: true}",
     "run={total_steps: 6240, log_updates: 1}",
     "rollout_steps=4",
     "critic_updates=1",
@@ -239,7 +239,7 @@ def test_what_the_judge_plugs_in_says_what_it_depends_on_and_writes_an_actor(tmp
 
 
 def test_a_share_of_none_is_the_workload_alone() -> None:
-    config = AutoscalingConfig(workloads=8, episode_ticks=8, curves=8)
+    config = AutoscalingConfig(workloads=8, episode_ticks=8, curves=9)
     episode = finetune._source(of(3.0), 0.0)(np.random.default_rng(0), config)
     assert len(episode.seeds) == 8
     assert np.allclose(episode.cluster.service.capacity_rps, PROFILES["web"].capacity_rps)

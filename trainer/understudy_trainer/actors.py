@@ -78,10 +78,11 @@ def begin(model: ActorCritic, uri: str) -> None:
     normalizer.count.fill_(BEGIN_ROWS)
 
 
-def _distance(row: int, other: int) -> tuple[bool, float]:
-    """How far apart two rows of the table are: other windows first, then other targets."""
+def _distance(row: int, other: int) -> tuple[int, float]:
+    """How far apart two rows of the table are: other rules first, then other targets."""
     one, two = actions.TABLE[row], actions.TABLE[other]
-    return one.window_ticks != two.window_ticks, abs(one.utilization - two.utilization)
+    rules = (one.window_ticks != two.window_ticks) + (one.carried != two.carried)
+    return rules, abs(one.utilization - two.utilization)
 
 
 def write(

@@ -67,7 +67,7 @@ class AutoscalingConfig:
     """Services at once."""
     episode_ticks: int = Field(default=480, ge=DECISION_TICKS, multiple_of=DECISION_TICKS)
     """Length of an episode in ticks of 15 s; then it is truncated."""
-    curves: int = Field(default=256, ge=8)
+    curves: int = Field(default=256, ge=9)
     """Loads drawn for a batch of services; each serves several, at other times and paces."""
     batches: int = Field(default=6, ge=1)
     """Batches of services kept at hand and lived through in turn."""

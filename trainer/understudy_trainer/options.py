@@ -80,7 +80,7 @@ class Options:
     seed: int = Field(default=0, ge=0)
     """Of everything that is drawn."""
     begin_with: str = ""
-    """Actor to begin with (`builtin://generalist`, `file:///…`), of the same shape; empty: with drawn weights."""
+    """Actor to begin with (`builtin://generalist`, `file:///…`), no wider than this one; empty: with drawn weights."""
 
     def training(self) -> TrainingConfig:
         """The same as the learner takes it."""
