@@ -76,11 +76,13 @@ def test_yesterday_is_what_came_a_day_before() -> None:
     episode = drawn(past, count=200)
     known = np.isfinite(episode.yesterday_rps[:, 20])
     assert 0.3 < known.mean() < 0.8
-    # The load repeats every day, but for its step in the middle of the two days.
+    # The load repeats every day, but for its step in the middle of the two days: of another time of day, the ratio would
+    # lie above 1 as often as below.
     now = episode.rate_rps[:, 20 * 20 : 21 * 20].mean(axis=1)
     ratio = episode.yesterday_rps[known, 20] / now[known]
-    assert np.median(np.abs(np.log(ratio))) < 0.35
     assert ratio.max() <= 1.02
+    assert ratio.max() > 0.98
+    assert ratio.min() > 0.4
 
 
 def test_own_and_made_up_services_live_together() -> None:
@@ -145,7 +147,7 @@ def test_the_held_back_part_is_the_last_and_apart() -> None:
 
 def test_the_critic_learns_first_and_the_actor_stays() -> None:
     options = read_options(None, TINY, FinetuneOptions)
-    options = replace(options, network=replace(options.network, hidden=(64, 64)))
+    options = replace(options, network=replace(options.network, hidden=(128, 128)))
     source = finetune._source(of(3.0), 0.25)
     world = AutoscalingEnvironment(options.world, 0, source=source)
     trainer = make_trainer(world, options.training())
