@@ -76,8 +76,8 @@ def test_yesterday_is_what_came_a_day_before() -> None:
     episode = drawn(past, count=200)
     known = np.isfinite(episode.yesterday_rps[:, 20])
     assert 0.3 < known.mean() < 0.8
-    # The load repeats every day, but for its step in the middle of the two days: of another time of day, the ratio would
-    # lie above 1 as often as below.
+    # The load repeats every day, but for its step in the middle of the two days. Of another time of day, the ratio
+    # would lie above 1 as often as below.
     now = episode.rate_rps[:, 20 * 20 : 21 * 20].mean(axis=1)
     ratio = episode.yesterday_rps[known, 20] / now[known]
     assert ratio.max() <= 1.02
