@@ -121,11 +121,7 @@ class Actor:
             "mask": allowed[:, : self.rows].astype(np.float32),
         }
         known: np.ndarray = self._session.run(["probabilities"], feed)[0]
-        if allowed.shape[1] == self.rows:
-            return known
-        answer = np.zeros(allowed.shape, np.float32)
-        answer[:, : self.rows] = known
-        return answer
+        return np.pad(known, ((0, 0), (0, allowed.shape[1] - self.rows)))
 
 
 def resolve(uri: str) -> Path:
@@ -248,13 +244,13 @@ def _check_signature(session: Any, manifest: Manifest, uri: str) -> tuple[int, i
     columns, rows, answers = (int(found[name].shape[1]) for name in ("observation", "mask", "probabilities"))
     if answers != rows:
         raise ArtifactError(f"{uri}: probabilities is {answers} wide and mask {rows}; both are one per row")
-    for name, width, most, told, ours in (
-        ("schema_hash", columns, features.F, manifest.schema_hash, features.schema_hash(columns)),
-        ("table_hash", rows, len(actions.TABLE), manifest.table_hash, actions.table_hash(rows)),
+    for name, width, of, most, told, ours in (
+        ("schema_hash", columns, "columns", features.F, manifest.schema_hash, features.schema_hash(columns)),
+        ("table_hash", rows, "rows", len(actions.TABLE), manifest.table_hash, actions.table_hash(rows)),
     ):
         if told != ours or width > most:
             raise ArtifactError(
-                f"{uri}: {name} is {told}, of {width} columns, but this version has {ours} ({most} in all); "
+                f"{uri}: {name} is {told}, of {width} {of}, but this version has {ours} ({most} in all); "
                 "train it again"
             )
     return columns, rows

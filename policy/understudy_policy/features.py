@@ -145,7 +145,7 @@ def compute(
     last_week, last_week_known = _what_came_next(xp, history, 7 * past.BLOCKS_PER_DAY)
     given = ~xp.isnan(settings.given_capacity_rps)
     spread = xp.sqrt(estimates.log_capacity_variance)
-    half_hour = history.window(HALF_HOUR_TICKS)
+    half_hour, hour = history.window(HALF_HOUR_TICKS), history.window(past.TICKS)
     columns = (
         xp.log(demand + 0.1),
         demand / serving,
@@ -177,9 +177,9 @@ def compute(
         xp.astype(load_now.known_ticks, xp.float64) / past.TICKS,
         *(_log_ratio(xp, load_now.rate_rps, history.window(ago + 1)[:, 0]) for ago in (1, 2, 4)),
         _ratio(xp, _mean_change(xp, history.window(60)), s60.mean),
-        _correlation(xp, half_hour, history.window(past.TICKS)[:, :HALF_HOUR_TICKS]),
+        _correlation(xp, half_hour, hour[:, :HALF_HOUR_TICKS]),
         *_recurring(xp, half_hour[:, :NEXT_TICKS], s240.mean),
-        *_recurring(xp, history.window(past.TICKS)[:, :NEXT_TICKS], s240.mean),
+        *_recurring(xp, hour[:, :NEXT_TICKS], s240.mean),
     )
     observation = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)
     return xp.clip(observation, -20.0, 20.0)
@@ -211,8 +211,7 @@ def _recurring(xp: Any, after: Array, mean: Array) -> tuple[Array, Array]:
 
 def _mean_change(xp: Any, window: Array) -> Array:
     """Mean absolute change from tick to tick, `[N]`; NaN where none is known."""
-    change = window[:, 1:] - window[:, :-1]
-    return mean_of_known(xp.where(change < 0, -change, change))
+    return mean_of_known(xp.abs(window[:, 1:] - window[:, :-1]))
 
 
 def _correlation(xp: Any, a: Array, b: Array) -> Array:

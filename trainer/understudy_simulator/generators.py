@@ -143,9 +143,7 @@ def _drift(time_s: Rates, rng: np.random.Generator, count: int) -> Rates:
     # Faster than its own span a path hardly moves, slower than that it moves freely.
     amplitude = 1.0 / (1.0 + (frequency_hz * span_s) ** 2)
     amplitude[:, 0] = 0.0
-    waves = rng.normal(size=amplitude.shape) + 1j * rng.normal(size=amplitude.shape)
-    slow = np.fft.irfft(waves * amplitude, n=samples, axis=1)
-    slow /= slow.std(axis=1, keepdims=True)
+    slow = _path(rng, count, samples, amplitude)
     fast = _noise_path(rng, count, samples, rng.uniform(0.0, 0.8, (count, 1)))
     return np.exp(_log_uniform(rng, 0.03, 0.5, count) * slow + _log_uniform(rng, 0.002, 0.06, count) * fast)
 
@@ -154,8 +152,14 @@ def _noise_path(rng: np.random.Generator, count: int, samples: int, exponent: fl
     """Random paths with a power-law spectrum (1/f^exponent), mean 0 and standard deviation 1."""
     frequency = np.arange(samples // 2 + 1, dtype=np.float64)
     frequency[0] = np.inf
-    phases = rng.normal(size=(count, len(frequency))) + 1j * rng.normal(size=(count, len(frequency)))
-    paths = np.fft.irfft(phases * frequency ** (-0.5 * np.asarray(exponent)), n=samples, axis=1)
+    return _path(rng, count, samples, frequency ** (-0.5 * np.asarray(exponent)))
+
+
+def _path(rng: np.random.Generator, count: int, samples: int, amplitude: Rates) -> Rates:
+    """Random paths `[count, samples]` with these amplitudes of their waves, mean 0 and standard deviation 1."""
+    shape = (count, amplitude.shape[-1])
+    waves = rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    paths = np.fft.irfft(waves * amplitude, n=samples, axis=1)
     return paths / np.maximum(paths.std(axis=1, keepdims=True), 1e-12)
 
 

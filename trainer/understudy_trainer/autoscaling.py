@@ -31,6 +31,7 @@ from understudy_policy.actions import DECISION_TICKS, Row
 from understudy_policy.rows import as_torch_or_numpy, map_rows
 from understudy_simulator import audition, scenario
 from understudy_simulator.audition import Episode, State, Terms
+from understudy_simulator.generators import FAMILIES
 from understudy_trainer import config as command_line
 from understudy_trainer.environment import Step, View
 
@@ -67,7 +68,7 @@ class AutoscalingConfig:
     """Services at once."""
     episode_ticks: int = Field(default=480, ge=DECISION_TICKS, multiple_of=DECISION_TICKS)
     """Length of an episode in ticks of 15 s; then it is truncated."""
-    curves: int = Field(default=256, ge=9)
+    curves: int = Field(default=256, ge=len(FAMILIES))
     """Loads drawn for a batch of services; each serves several, at other times and paces."""
     batches: int = Field(default=6, ge=1)
     """Batches of services kept at hand and lived through in turn."""
