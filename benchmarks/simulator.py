@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,6 @@ SIZES = (1, 16, 256, 1_024, 4_096, 16_384, 65_536)
 BACKENDS = ("numpy", "torch", "torch.compile", "cuda")
 MODELS = ("cluster", "audition")
 TICKS = 4
-HORIZON_TICKS, NODE_HORIZON_TICKS = 48, 32
-"""As in training."""
 AIM = 10e6
 REPEATS, SECONDS = 3, 2.0
 
@@ -154,23 +152,8 @@ def work(backend: str, model: str, size: int) -> None:
 
 
 def _episode(size: int) -> audition.Episode:
-    """Workloads of every kind, whose start-ups are told apart equally long, however many are drawn."""
     rng = np.random.default_rng(0)
-    episode = scenario.draw(size, 10 * TICKS, scenario.stock(64, rng, 10 * TICKS), rng)
-    config, nodes = episode.cluster, episode.cluster.nodes
-    assert nodes is not None
-    nodes = replace(nodes, startup=_until(nodes.startup, NODE_HORIZON_TICKS))
-    return replace(
-        episode, cluster=replace(config, nodes=nodes, startup=_until(config.startup, HORIZON_TICKS))
-    )
-
-
-def _until(startup: np.ndarray, ticks: int) -> np.ndarray:
-    """Probabilities `[N, ticks + 1]` of being ready by age."""
-    until = np.ones((ticks + 1, len(startup)), startup.dtype)
-    known = min(ticks, startup.shape[1])
-    until[:known] = startup.T[:known]
-    return until.T
+    return scenario.draw(size, 10 * TICKS, scenario.stock(64, rng, 10 * TICKS), rng)
 
 
 def _library(backend: str) -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[], None]]:

@@ -205,7 +205,7 @@ def test_several_policies_are_told_apart(judged, policy, tmp_path):
     assert costs["generous"] > costs["constant"]
 
 
-def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None, held_back=None):
+def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None):
     """A result in which each entrant has one configuration and a given adjusted cost."""
     names = (
         STOCK,
@@ -228,9 +228,6 @@ def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None, held_back=Non
         labels=names,
         past=values.copy(),
         future=values,
-        held_back=adjusted
-        if held_back is None
-        else np.array([*costs[:-1], held_back])[:, None] + 0 * adjusted,
         bound=np.full(seeds, bound),
         replicas=np.ones((ticks, len(names)), np.int16),
         demand_pods=np.ones(ticks),
@@ -270,42 +267,13 @@ def test_the_stock_hpa_is_one_of_the_rules_that_rule_past_is_the_best_of():
     assert table["rule-hindsight"].label == STOCK
 
 
-def test_what_was_trained_on_the_past_is_compared_on_the_part_that_was_held_back():
-    # On all of the past it looks best both times: it was trained there.
-    flattered = invented(1.2, 1.5, tuned=1.0, held_back=1.3)
-    better = invented(1.2, 1.5, tuned=1.0, held_back=1.1)
-    for result, chosen in ((flattered, ROW), (better, TUNED + "mine")):
-        table = summary.standings(result)
+def test_a_policy_trained_further_takes_part_in_the_audition_like_any_other():
+    worse, better = (summary.standings(invented(1.2, 1.5, tuned=cost)) for cost in (1.3, 1.1))
+    for table, chosen in ((worse, ROW), (better, TUNED + "mine")):
         assert table["auditioned"].label == chosen
         assert table["fine-tuned"].label == TUNED + "mine"
         assert table["zero-shot"].label == "mine"
         assert list(table)[-4:] == ["zero-shot", "fine-tuned", "auditioned", "clairvoyant"]
-
-
-def test_a_fine_tuned_policy_chooses_its_preference_where_it_was_not_trained():
-    result = invented(1.2, 1.5, tuned=1.0, held_back=1.3)
-    # The same with a second preference that is dearer where it was trained and cheaper where it was not.
-    names = (*result.entrants, TUNED + "mine")
-    past, held_back = (np.concatenate([part, part[..., -1:, :] + more], axis=-2)
-                       for part, more in ((result.past, 0.1), (result.held_back, -0.15)))  # fmt: skip
-    two = replace(result, entrants=names, labels=(*result.labels, "careful"), past=past, held_back=held_back,
-                  future=past, replicas=np.ones((8, len(names)), np.int16))  # fmt: skip
-    table = summary.standings(two)
-    assert table["fine-tuned"].label == "careful"
-    assert table["auditioned"].label == "careful"
-
-
-def test_the_part_held_back_is_the_last_fifth_of_the_past(judged):
-    short = replace(judged[0], ticks=160, past_ticks=100)
-    (result,) = hold([short], rules())
-    assert short.held_back_tick == 80
-    (k,) = rows(result, STATIC)
-    # All pods of a constant number exist all the time; what they cost is told over the demand of that part alone.
-    arrivals = draw(short).arrivals[:, 80:100].sum(axis=(1, 2))
-    (label,) = set(result.replicas[:, k].tolist())
-    pods = label * TICK_S * 20 * short.service.capacity_rps / arrivals
-    assert np.all(result.held_back[k] >= pods * (1 - 1e-5))
-    assert np.all(result.held_back[k] <= pods + 10.0)
 
 
 def test_the_rule_closes_none_of_the_gap_and_the_bound_all_of_it(figures):

@@ -32,6 +32,7 @@ from understudy_simulator.own import (
 
 if TYPE_CHECKING:
     from understudy_policy.calibration import Calibration
+    from understudy_simulator.judge.bench import Learned, Tuned
     from understudy_simulator.judge.contest import CellResult
     from understudy_simulator.judge.summary import Contest
     from understudy_simulator.protocol import Cell, Protocol
@@ -238,7 +239,7 @@ def _judge(
 
 def _tune(
     cells: Sequence[Cell], policies: Sequence[Path], out: Path, workers: int | None
-) -> tuple[list[list[Path]], dict[str, str]]:
+) -> tuple[list[list[Learned]], dict[str, str]]:
     """Train every policy further on the past of every cell, with a progress bar."""
     from understudy_simulator.judge import bench, tuning
 
@@ -263,7 +264,7 @@ def _run(
     policies: Sequence[Path],
     out: Path | None,
     workers: int | None,
-    tuned: Sequence[Sequence[Path]] | None = None,
+    tuned: Sequence[Tuned] | None = None,
 ) -> list[CellResult]:
     """Judge cells, with a progress bar."""
     from understudy_simulator.judge import bench

@@ -195,6 +195,8 @@ def configure(
     retries: Retries | None = None,
     nodes: Nodes | None = None,
     latency_edges_ratio: Sequence[float] = metrics.LATENCY_EDGES_RATIO,
+    startup_horizon_s: float | None = None,
+    metric_reach_s: float = 0.0,
 ) -> ClusterConfig:
     """A configuration in NumPy float64, one row per profile; `rows.as_torch_or_numpy` carries it elsewhere.
 
@@ -210,6 +212,8 @@ def configure(
         metric_window_s: window of a rate, for all or `[N]`; by default four ticks.
         sharing: 1 where the processor is shared, see `Service`.
         dropout, warmup, retries, nodes, latency_edges_ratio: see `ClusterConfig`.
+        startup_horizon_s, metric_reach_s: widths of the tables of start-ups and of metrics, which otherwise follow from
+            the slowest: longest start-up that is told apart, and age of the oldest scrape that there is room for.
     """
 
     def column(values: ArrayLike) -> Array:
@@ -235,9 +239,11 @@ def configure(
         ),
         latency_threshold_s=column([p.latency_threshold_s for p in profiles]),
         cpu_request_cores=column(cpu_request_cores),
-        startup=pods.startup_cdf(median_s, sigma, tick_s, pods.horizon_s(median_s, sigma)),
+        startup=pods.startup_cdf(
+            median_s, sigma, tick_s, startup_horizon_s or pods.horizon_s(median_s, sigma)
+        ),
         termination_s=column(termination_s),
-        window=metrics.window(lag_s, window_s, tick_s),
+        window=metrics.window(lag_s, window_s, tick_s, metric_reach_s),
         dropout=None if dropout is None else column(dropout),
         warmup=warmup,
         retries=retries,

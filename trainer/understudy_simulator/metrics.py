@@ -21,16 +21,17 @@ ERRORS, CPU, REQUESTS = 0, 1, slice(2, None)
 QUANTILE = 0.99
 
 
-def window(lag_s: Array, window_s: Array, tick_s: float) -> Array:
+def window(lag_s: Array, window_s: Array, tick_s: float, reach_s: float = 0.0) -> Array:
     """Share of each scrape in the window that a query at the end of a tick looks at, `[N, R]`, oldest first.
 
     Args:
         lag_s: `[N]` age of the newest sample that the query can find.
         window_s: `[N]` length of the rate's window.
         tick_s: scrape interval.
+        reach_s: age up to which there are columns, even if no query looks so far back.
     """
     xp = namespace(lag_s)
-    scrapes = int(np.ceil(float(xp.max(lag_s + window_s)) / tick_s - 1e-9))
+    scrapes = int(np.ceil(max(float(xp.max(lag_s + window_s)), reach_s) / tick_s - 1e-9))
     shares = []
     for age in reversed(range(scrapes)):
         begins = maximum(xp, lag_s, age * tick_s)

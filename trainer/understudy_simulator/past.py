@@ -7,6 +7,7 @@ before any learner gets hold of it; everything that is drawn from it follows fro
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy_policy import history
-from understudy_policy.rows import Array, concatenate
+from understudy_policy.rows import Array
 from understudy_simulator import scenario
 from understudy_simulator.audition import PAST_TICKS, Episode
-from understudy_simulator.cluster import ClusterConfig, Profile
+from understudy_simulator.cluster import Profile
 from understudy_simulator.protocol import CEILING, STARTUP_SIGMA, TICK_S, Cell
 from understudy_simulator.scenario import Ranges, Stock
 from understudy_simulator.traces import SMOOTHING_S, Trace
@@ -35,6 +36,10 @@ _BLOCK, _DAY = history.BLOCK_TICKS, history.BLOCKS_PER_DAY * history.BLOCK_TICKS
 
 class PastError(ValueError):
     """There is too little of a past; the message says how much is needed."""
+
+
+def _too_short(name: str, duration_s: float) -> str:
+    return f"{name}: {duration_s / 3600:.1f} h to learn from; give {LEAST_S / 3600:g} h or more"
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,7 @@ class Past:
 
     def __post_init__(self) -> None:
         if self.curve.duration_s < LEAST_S:
-            raise PastError(
-                f"{self.curve.name}: {self.curve.duration_s / 3600:.1f} h to learn from; "
-                f"give {LEAST_S / 3600:g} h or more"
-            )
+            raise PastError(_too_short(self.curve.name, self.curve.duration_s))
 
     def fingerprint(self) -> str:
         """Changes with anything that is drawn from it."""
@@ -80,25 +82,40 @@ class Past:
         }
 
 
-def until(curve: Trace, end_s: float) -> Trace:
-    """The part of a rate curve that was known at a time: samples that were smoothed with later ones are left out."""
+def between(curve: Trace, start_s: float = -math.inf, end_s: float = math.inf) -> Trace:
+    """The part of a rate curve that tells of this time alone, from time 0 on.
+
+    Samples that were smoothed with what lies outside are left out.
+
+    Raises:
+        PastError: next to nothing is left.
+    """
     reach_s = max(curve.step_s, 0.5 * SMOOTHING_S)
-    known = curve.timestamp_s + curve.step_s + reach_s <= end_s + 1e-9
+    first_s, last_s = curve.timestamp_s - reach_s, curve.timestamp_s + curve.step_s + reach_s
+    inside = (first_s >= start_s - 1e-9) & (last_s <= end_s + 1e-9)
+    if inside.sum() < 2:
+        raise PastError(_too_short(curve.name, curve.step_s * inside.sum()))
+    time_s = curve.timestamp_s[inside]
     return replace(
-        curve,
-        timestamp_s=curve.timestamp_s[known],
-        requests_per_second=curve.requests_per_second[known],
+        curve, timestamp_s=time_s - time_s[0], requests_per_second=curve.requests_per_second[inside]
     )
 
 
-def of_cell(cell: Cell) -> Past:
-    """What a policy may learn from before it is judged on a cell: the past without the part that is held back.
+def of_cell(cell: Cell) -> tuple[Past, Past, Past]:
+    """What policies may learn from before they are judged on a cell.
+
+    Returns:
+        Its past without the first half, without the second half, and all of it.
 
     Raises:
-        PastError: it is too short.
+        PastError: a half is too short.
     """
-    curve = until(cell.curve, cell.held_back_tick * TICK_S)
-    return Past(curve, cell.dispersion, cell.service, cell.startup_s)
+    half_s, end_s = cell.half_past_tick * TICK_S, cell.past_ticks * TICK_S
+
+    def past(start_s: float, end_s: float) -> Past:
+        return Past(between(cell.curve, start_s, end_s), cell.dispersion, cell.service, cell.startup_s)
+
+    return past(half_s, end_s), past(-math.inf, half_s), past(-math.inf, end_s)
 
 
 def ranges(past: Past) -> Ranges:
@@ -201,30 +218,3 @@ def _means(rates: Floats, begin: NDArray[np.int64]) -> Floats:
     at = np.where(known, begin, 0)
     ends = np.minimum(at + _BLOCK, len(rates))
     return np.where(known, (total[ends] - total[at]) / _BLOCK, np.nan)
-
-
-def together(first: Episode, second: Episode) -> Episode:
-    """The workloads of two (NumPy) episodes of equal length in one."""
-    # How long start-ups are told apart and how many scrapes a window spans depends on the slowest of a draw.
-    return concatenate(_alike(first, second.cluster), _alike(second, first.cluster))
-
-
-def _alike(own: Episode, other: ClusterConfig) -> Episode:
-    """The same workloads with tables as wide as the other's where those are wider."""
-
-    def ready(mine: Array, theirs: Array) -> Array:
-        return _wider(mine, theirs.shape[1], 1.0, end=True)
-
-    cluster, nodes = own.cluster, own.cluster.nodes
-    if nodes is not None and other.nodes is not None:
-        nodes = replace(nodes, startup=ready(nodes.startup, other.nodes.startup))
-    window = _wider(cluster.window, other.window.shape[1], 0.0, end=False)
-    startup = ready(cluster.startup, other.startup)
-    return replace(own, cluster=replace(cluster, startup=startup, window=window, nodes=nodes))
-
-
-def _wider(table: Array, columns: int, value: float, end: bool) -> Array:
-    more = max(columns - table.shape[1], 0)
-    widths = ((0, more) if end else (more, 0), (0, 0))
-    # Column by column in memory, as the cluster model walks it.
-    return np.pad(table.T, widths, constant_values=value).T

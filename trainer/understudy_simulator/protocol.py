@@ -44,8 +44,6 @@ LEAST_REQUESTS = 1000.0
 
 CEILING = 4.0
 """Largest replicas over the pods that the load's peak fills."""
-HELD_BACK_SHARE = 0.2
-"""The last part of the past, which no policy is trained on: there the trained ones are compared with the others."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +113,9 @@ class Cell:
         return int(np.ceil(CEILING * np.max(self.curve.requests_per_second) / self.service.capacity_rps)) + 4
 
     @property
-    def held_back_tick(self) -> int:
-        """Where the part of the past begins that no policy is trained on."""
-        return round((1.0 - HELD_BACK_SHARE) * self.past_ticks)
+    def half_past_tick(self) -> int:
+        """Where the second half of the past begins."""
+        return self.past_ticks // 2
 
     def start_replicas(self, tick: int) -> int:
         """Ready pods that everybody starts with at a tick."""

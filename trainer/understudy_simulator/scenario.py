@@ -30,6 +30,10 @@ Range = tuple[float, float]
 USUAL_LAG_S, USUAL_WINDOW_S = 15.0, 60.0
 """Age of a sample and window of a rate with a scrape every 15 s and queries over a minute."""
 
+STARTUP_HORIZON_S, NODE_HORIZON_S = 720.0, 480.0
+"""Start-ups are told apart up to here, and the few that take longer are over then: tables are equally wide whatever was
+drawn, so draws can be put together, and a compiled model is compiled once."""
+
 _DAY_TICKS = history.BLOCKS_PER_DAY * history.BLOCK_TICKS
 
 
@@ -269,8 +273,10 @@ def _cluster(
             free_pods=np.where(draws.trouble(ranges.node_share), room, AMPLE),
             pods_per_node=np.round(draws.log(ranges.pods_per_node)),
             idle_s=np.full(draws.count, 600.0),
-            startup=pods.startup_cdf(node_s, sigma, TICK_S, pods.horizon_s(node_s, sigma)),
+            startup=pods.startup_cdf(node_s, sigma, TICK_S, NODE_HORIZON_S),
         ),
+        startup_horizon_s=STARTUP_HORIZON_S,
+        metric_reach_s=USUAL_LAG_S + USUAL_WINDOW_S,
     )
     return config, threshold_s
 

@@ -46,10 +46,6 @@ REFERENCE_ROWS = tuple(
 )
 """Rows that the reference is calibrated over. A few do: it only has to be good, the best of them all is not needed."""
 
-HORIZON_TICKS, NODE_HORIZON_TICKS = 48, 32
-"""Start-ups are told apart up to here, the few that take longer are over then: every batch has the same shape, so the
-compiled model is compiled once."""
-
 ALIKE = 128
 """Services on either side in the order of prices that say what is usual at a price."""
 
@@ -213,12 +209,7 @@ class AutoscalingEnvironment:
         """A batch of services and its rehearsals: a function of the seed and the number."""
         config = self.config
         rng = np.random.default_rng([self.seed, 0, number])
-        drawn = self.source(rng, config)
-        cluster, nodes = drawn.cluster, drawn.cluster.nodes
-        if nodes is not None:
-            nodes = replace(nodes, startup=_until(nodes.startup, NODE_HORIZON_TICKS))
-        cluster = replace(cluster, nodes=nodes, startup=_until(cluster.startup, HORIZON_TICKS))
-        episode = as_torch_or_numpy(replace(drawn, cluster=cluster), self._tensor)
+        episode = as_torch_or_numpy(self.source(rng, config), self._tensor)
         rows = [torch.full((config.workloads,), row, device=self.device) for row in REFERENCE_ROWS]
         terms = [audition.rehearse(episode, row, self.program) for row in rows]
         stacked = {f.name: torch.stack([getattr(one, f.name) for one in terms]) for f in fields(Terms)}
@@ -333,14 +324,6 @@ def _ahead(values: Tensor, start: int, end: int) -> Tensor:
     following = torch.cat([values[:, start:], last.expand(-1, start + width)], dim=1)
     total = torch.cat([torch.zeros_like(last), following.cumsum(dim=1)], dim=1)
     return (total[:, width:] - total[:, :-width])[:, : values.shape[1] + 1] / width
-
-
-def _until(startup: Floats, ticks: int) -> Floats:
-    """Probabilities `[N, ticks + 1]` of being ready by age, whatever number of columns is given."""
-    until = np.ones((ticks + 1, len(startup)), startup.dtype)
-    known = min(ticks, startup.shape[1])
-    until[:known] = startup.T[:known]
-    return until.T
 
 
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,10 +21,11 @@ from pydantic import dataclasses as checked
 from rich.console import Console
 
 from understudy_policy import artifact
+from understudy_policy.rows import concatenate
 from understudy_simulator import past as pasts
 from understudy_simulator import scenario
 from understudy_simulator.audition import Episode, Program
-from understudy_simulator.past import Past, together
+from understudy_simulator.past import Past
 from understudy_trainer import config as command_line
 from understudy_trainer import tracking, train
 from understudy_trainer.actors import begin, write
@@ -51,7 +52,7 @@ class FinetuneOptions(Options):
     """Options of PPO, where it is chosen."""
     world: AutoscalingConfig = field(
         default_factory=lambda: AutoscalingConfig(
-            workloads=1024, curves=64, batches=3, lives=16, compiled=True
+            workloads=1024, curves=64, batches=3, lives=16, price_low=0.5, compiled=True
         )
     )
     """The world to learn in."""
@@ -183,17 +184,12 @@ def run(
 
 def _split(past: Past, share: float) -> tuple[Past, Past | None]:
     """What is learned from, and what is held back; all and nothing where either would be too short."""
-    curve = past.curve
-    split_s = (1.0 - share) * curve.duration_s
-    if min(split_s - pasts.LEAST_S, curve.duration_s - split_s) < pasts.LEAST_S:
+    split_s = (1.0 - share) * past.curve.duration_s
+    try:
+        first, last = pasts.between(past.curve, end_s=split_s), pasts.between(past.curve, split_s)
+        return replace(past, curve=first), replace(past, curve=last)
+    except pasts.PastError:
         return past, None
-    later = curve.timestamp_s >= split_s
-    last = replace(
-        curve,
-        timestamp_s=curve.timestamp_s[later] - curve.timestamp_s[later][0],
-        requests_per_second=curve.requests_per_second[later],
-    )
-    return replace(past, curve=pasts.until(curve, split_s)), replace(past, curve=last)
 
 
 def _source(past: Past, generated_share: float) -> Source:
@@ -201,12 +197,14 @@ def _source(past: Past, generated_share: float) -> Source:
 
     def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
         others = round(generated_share * config.workloads)
-        curves = config.curves if others else len(scenario.Ranges().families)
-        stock = scenario.stock(curves, rng, config.episode_ticks)
+        families = scenario.Ranges().families
+        stock = scenario.stock(
+            config.curves if others else len(families), rng, config.episode_ticks, families
+        )
         own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng)
         if not others:
             return own
-        return together(own, scenario.draw(others, config.episode_ticks, stock, rng))
+        return concatenate(own, scenario.draw(others, config.episode_ticks, stock, rng))
 
     return draw
 

@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,11 @@ ROWS_AT_ONCE = 8192
 Report = Callable[[float], None]
 
 
-Tuned = Sequence[Path]
-"""Files of one cell: every policy after it was trained further on the cell's past, in order; empty where none was."""
+Learned = tuple[Path, Path, Path]
+"""A policy after it was trained further on a cell's past: who plays its first half, its second half, and the future."""
+
+Tuned = Sequence[Learned]
+"""Of one cell: every policy, in order; empty where none was trained further."""
 
 
 def entrants(policies: Sequence[Path], tuned: Sequence[Tuned] = ()) -> list[Entrant]:
@@ -77,7 +80,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     tuned = tuned or [()] * len(cells)
     everybody = entrants(policies, tuned[:1])
-    marks = [mark(cell, everybody, [*policies, *own]) for cell, own in zip(cells, tuned, strict=True)]
+    marks = [mark(cell, everybody, [*policies, *chain(*own)]) for cell, own in zip(cells, tuned, strict=True)]
     files = [out / f"{cell.key}.npz" for cell in cells]
     missing = [k for k, (file, own) in enumerate(zip(files, marks, strict=True)) if not _holds(file, own)]
     rows = sum(len(entrant.labels) for entrant in everybody)

@@ -27,6 +27,7 @@ class Where:
 
     Attributes:
         cell: int64, which of the cells that are held together.
+        half_past_s, past_s: where the second half of the past begins, and where the future does.
         capacity_rps: requests per second of one pod.
         service_s: mean service time.
         latency_threshold_s: of the objective.
@@ -35,6 +36,8 @@ class Where:
     """
 
     cell: Ints
+    half_past_s: Floats
+    past_s: Floats
     capacity_rps: Floats
     service_s: Floats
     latency_threshold_s: Floats
@@ -75,7 +78,6 @@ class CellResult:
         entrants: name of the entrant of every configuration, C of them.
         labels: what it is.
         past, future: `[len(FIGURES), C, seeds]`.
-        held_back: `[C, seeds]` adjusted cost of the part of the past that no policy was trained on.
         bound: `[seeds]` clairvoyant adjusted cost of the future.
         replicas: `[T, C]` int16 replicas in the future of the first seed.
         demand_pods: `[T]` what its arrivals would fill, per minute.
@@ -86,7 +88,6 @@ class CellResult:
     labels: tuple[str, ...]
     past: NDArray[np.float64]
     future: NDArray[np.float64]
-    held_back: NDArray[np.float64]
     bound: NDArray[np.float64]
     replicas: NDArray[np.int16]
     demand_pods: NDArray[np.float64]
@@ -132,7 +133,7 @@ def hold(cells: Sequence[Cell], entrants: Sequence[Entrant]) -> list[CellResult]
         for entrant, block in zip(entrants, layout.blocks, strict=True)
     ]
     *figures, replicas = _run(world, players, layout, first)
-    past, held_back, judged = (layout.by_cell(part) for part in figures)
+    past, judged = (layout.by_cell(part) for part in figures)
     names = tuple(entrant.name for entrant in entrants for _ in entrant.labels)
     labels = tuple(label for entrant in entrants for label in entrant.labels)
     return [
@@ -141,7 +142,6 @@ def hold(cells: Sequence[Cell], entrants: Sequence[Entrant]) -> list[CellResult]
             labels=labels,
             past=past[k],
             future=judged[k],
-            held_back=held_back[k],
             bound=np.array([one.adjusted for one in bounds[k]]),
             replicas=replicas[:, k],
             demand_pods=_per_minute(chance.arrivals[0, future].sum(axis=1))
@@ -191,11 +191,8 @@ def _run(
     players: Sequence[Player],
     layout: _Layout,
     cell: Cell,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int16]]:
-    """Figures of the past `[F, N]`, adjusted cost of its part that is held back `[N]`, figures of the future `[F, N]`.
-
-    And the replicas of the first seed, `[T, cells, C]`.
-    """
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int16]]:
+    """Figures of the past and of the future `[F, N]`, and the replicas of the first seed `[T, cells, C]`."""
     figures = []
     replicas = np.zeros((cell.ticks - cell.past_ticks, int(layout.first_seed.sum())), np.int16)
     wanted = np.zeros(len(layout.run), np.int64)
@@ -207,12 +204,8 @@ def _run(
             world.step(wanted.copy())
             if start:
                 replicas[tick - start] = np.minimum(wanted[layout.first_seed], np.iinfo(np.int16).max)
-            if tick + 1 == cell.held_back_tick:
-                world.note()
         figures.append(world.figures())
-        if not start:
-            held_back = world.adjusted_since_note()
-    return figures[0], held_back, figures[1], layout.of_first_seed(replicas)
+    return figures[0], figures[1], layout.of_first_seed(replicas)
 
 
 def _where(cells: Sequence[Cell], cell: Ints) -> Where:
@@ -226,6 +219,8 @@ def _where(cells: Sequence[Cell], cell: Ints) -> Where:
     ]
     return Where(
         cell=cell,
+        half_past_s=column([c.half_past_tick * TICK_S for c in cells]),
+        past_s=column([c.past_ticks * TICK_S for c in cells]),
         capacity_rps=column([c.service.capacity_rps for c in cells]),
         service_s=column([c.service.service_s for c in cells]),
         latency_threshold_s=column([c.service.latency_threshold_s for c in cells]),

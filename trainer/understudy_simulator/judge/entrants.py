@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,26 +104,34 @@ def policy(path: Path) -> Entrant:
     actor = _loaded(path)
 
     def play(pick: Ints, where: Where) -> Player:
-        return _PolicyPlayer([(actor, slice(None))], np.array(PREFERENCES)[pick], where)
+        return _PolicyPlayer([_Duty(actor, slice(None))], np.array(PREFERENCES)[pick], where)
 
     return Entrant(path.stem, _PRICES, play, policy=True)
 
 
-def fine_tuned(path: Path, files: Sequence[Path]) -> Entrant:
+def fine_tuned(path: Path, files: Sequence[tuple[Path, Path, Path]]) -> Entrant:
     """A policy that was trained further for every cell.
 
     Args:
         path: what it was before.
-        files: one per cell, in their order.
+        files: of every cell, who plays the first half of the past, the second, and the future.
 
     Raises:
         ArtifactError: a file failed verification.
     """
-    actors = [_loaded(file) for file in files]
+    actors = [tuple(_loaded(file) for file in own) for own in files]
 
     def play(pick: Ints, where: Where) -> Player:
-        own = [(actor, np.flatnonzero(where.cell == cell)) for cell, actor in enumerate(actors)]
-        return _PolicyPlayer(own, np.array(PREFERENCES)[pick], where)
+        duties = []
+        for cell, (first, second, whole) in enumerate(actors):
+            rows = np.flatnonzero(where.cell == cell)
+            half_s, end_s = (float(at[rows[0]]) for at in (where.half_past_s, where.past_s))
+            duties += [
+                _Duty(first, rows, until_s=half_s),
+                _Duty(second, rows, half_s, end_s),
+                _Duty(whole, rows, end_s),
+            ]
+        return _PolicyPlayer(duties, np.array(PREFERENCES)[pick], where)
 
     return Entrant(TUNED + path.stem, _PRICES, play, policy=True)
 
@@ -133,14 +143,24 @@ def _loaded(path: Path) -> Actor:
     return load(f"file://{path.resolve()}")
 
 
+@dataclass(frozen=True)
+class _Duty:
+    """Who decides, for which rows and when."""
+
+    actor: Actor
+    rows: slice | Ints
+    from_s: float = 0.0
+    until_s: float = math.inf
+
+
 class _PolicyPlayer:
-    """Actors inside the operator's own decision program, each for its rows, at full authority and without the guards.
+    """Actors inside the operator's own decision program, each on its duty, at full authority and without the guards.
 
     Without the guards, because they are the operator's and settings of people: what is judged is the policy.
     """
 
-    def __init__(self, actors: Sequence[tuple[Actor, slice | Ints]], price: Floats, where: Where) -> None:
-        self._actors = actors
+    def __init__(self, duties: Sequence[_Duty], price: Floats, where: Where) -> None:
+        self._duties = duties
         count = len(price)
         self._settings = Settings.unguarded(
             min_replicas=where.min_replicas,
@@ -171,10 +191,11 @@ class _PolicyPlayer:
         )
         self._state, observation = decision.observe(self._settings, self._state, looked)
         if self._ticks % actions.DECISION_TICKS == 0:
-            for actor, rows in self._actors:
-                self._probabilities[rows] = actor.probabilities(
-                    observation.features[rows], observation.allowed[rows]
-                )
+            for duty in self._duties:
+                if duty.from_s <= now_s < duty.until_s:
+                    self._probabilities[duty.rows] = duty.actor.probabilities(
+                        observation.features[duty.rows], observation.allowed[duty.rows]
+                    )
         self._ticks += 1
         self._state, decided = decision.decide(self._settings, self._state, observation, self._probabilities)
         proposal: Ints = decided.proposal

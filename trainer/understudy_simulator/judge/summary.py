@@ -58,12 +58,10 @@ class Standing:
 def standings(result: CellResult) -> dict[str, Standing]:
     """All contestants of a cell, by name, in the order of reports.
 
-    Rules and policies as they are were not trained on this past, so all of it compares them. A policy that was would
-    look too good on what it was trained on, and miss too little there: on the part held back from it, it chooses its
-    preference and challenges the best of the others.
+    Everything is chosen on all of the past, which nobody knew beforehand: whoever was trained further played each half
+    of it after it had learned from the other one.
     """
     past, future = (part[_ADJUSTED].mean(axis=1) for part in (result.past, result.future))
-    held_back = result.held_back.mean(axis=1)
     names = np.array(result.entrants)
     swept = np.flatnonzero(np.isin(names, SWEPT))
     policies = _policies(result)
@@ -89,14 +87,12 @@ def standings(result: CellResult) -> dict[str, Standing]:
         RULE_HINDSIGHT: best(swept, future),
         STATIC: int(rows(STATIC)[0]),
     }
-    for kind, names_of_kind, by in ((ZERO_SHOT, shipped, past), (FINE_TUNED, tuned, held_back)):
+    for kind, names_of_kind in ((ZERO_SHOT, shipped), (FINE_TUNED, tuned)):
         for name in names_of_kind:
             told = kind if len(names_of_kind) == 1 else f"{kind}:{name.removeprefix(TUNED)}"
-            chosen[told] = best(rows(name), by)
+            chosen[told] = best(rows(name), past)
     if policies:
-        champion = best(np.concatenate([swept, *(rows(name) for name in shipped)]), past)
-        challengers = [best(rows(name), held_back) for name in tuned]
-        chosen[AUDITIONED] = best(np.array([champion, *challengers]), held_back)
+        chosen[AUDITIONED] = best(np.concatenate([swept, *(rows(name) for name in policies)]), past)
     table = {name: Standing(k, result.labels[k], result.future[:, k]) for name, k in chosen.items()}
     bound = np.full((len(FIGURES), len(result.bound)), np.nan)
     bound[_ADJUSTED] = result.bound

@@ -2,6 +2,10 @@
 
 Learning is not the judge's business, and the room that can learn stands above this one. So who trains is plugged in,
 and gets nothing but the actor and the past: it could not look at the future if it wanted to.
+
+What was trained on a past looks too good there. So there are three of each: one that knows the second half of the past
+and plays the first, one that knows the first half and plays the second, and one that knows all of it and plays the
+future. The first two only tell what training is worth, and at which price of a miss (two-fold cross-validation).
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from understudy_simulator.judge.bench import Report, program
+from understudy_simulator.judge.bench import Learned, Report, program
 from understudy_simulator.judge.processes import spread
 from understudy_simulator.past import Past, PastError, of_cell
 from understudy_simulator.protocol import Cell
@@ -48,11 +52,11 @@ def run(
     out: Path,
     workers: int | None = None,
     progress: Report = lambda share: None,
-) -> tuple[list[list[Path]], dict[str, str]]:
+) -> tuple[list[list[Learned]], dict[str, str]]:
     """Train every policy further for every cell, or take what `out` holds of that.
 
     Args:
-        cells: whose pasts are learned from, each without the part that is held back.
+        cells: whose pasts are learned from.
         policies: ONNX files.
         tune: who trains.
         out: folder for the actors; made if it is missing. Their names hold a digest of all that they depend on.
@@ -60,26 +64,31 @@ def run(
         progress: is told the share of the work that is done.
 
     Returns:
-        Files of every cell, in the order of policies; and by key of the cell, why a policy was left there as it was.
+        What became of the policies for every cell; and by key of the cell, why they were left there as they were.
     """
     out.mkdir(parents=True, exist_ok=True)
-    files: list[list[Path]] = []
+    files: list[list[Learned]] = []
     left: dict[str, str] = {}
     todo: dict[Path, tuple[Path, Past]] = {}
     for cell in cells:
         try:
-            past = of_cell(cell)
+            parts = of_cell(cell)
         except PastError as error:
             left[cell.key] = str(error)
-            files.append(list(policies))
+            files.append([(path, path, path) for path in policies])
             continue
-        targets = [out / f"{cell.key}-{path.stem}-{_digest(path, past, tune)}.onnx" for path in policies]
-        todo |= {
-            target: (path, past)
-            for target, path in zip(targets, policies, strict=True)
-            if not target.is_file()
-        }
-        files.append(targets)
+        own: list[Learned] = []
+        for path in policies:
+            first, second, whole = (
+                out / f"{cell.key}-{path.stem}-{_digest(path, past, tune)}.onnx" for past in parts
+            )
+            own.append((first, second, whole))
+            todo |= {
+                target: (path, past)
+                for target, past in zip(own[-1], parts, strict=True)
+                if not target.is_file()
+            }
+        files.append(own)
     progress(0.0 if todo else 1.0)
     tasks = {target: (tune, (path, past, target)) for target, (path, past) in todo.items()}
     for done, _ in enumerate(spread(workers, tasks), start=1):

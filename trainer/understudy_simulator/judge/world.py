@@ -149,19 +149,6 @@ class World:
         self._tick += 1
         self.look()
 
-    def note(self) -> None:
-        """Remember the sums of this moment for `adjusted_since_note`."""
-        sums = self._sums
-        self._noted = sums.requests.copy(), sums.missed.copy(), sums.pod_seconds.copy()
-
-    def adjusted_since_note(self) -> NDArray[np.float64]:
-        """Adjusted cost `[N]` of the time since `note`."""
-        sums = self._sums
-        now = (sums.requests, sums.missed, sums.pod_seconds)
-        requests, missed, pod_seconds = (late - early for late, early in zip(now, self._noted, strict=True))
-        adjusted: NDArray[np.float64] = score(requests, missed, pod_seconds, self._capacity_rps).adjusted
-        return adjusted
-
     def figures(self) -> NDArray[np.float64]:
         """`[len(FIGURES), N]` since `begin`."""
         threshold_s = np.array([cell.service.latency_threshold_s for cell in self.cells])[self.cell]
