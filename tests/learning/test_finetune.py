@@ -106,8 +106,9 @@ def test_own_and_made_up_services_live_together() -> None:
 
     both = concatenate(own, others)
     compare(own, others, both)
-    assert np.array_equal(both.cluster.startup[:40], own.cluster.startup)
-    assert np.array_equal(both.cluster.window[40:], others.cluster.window)
+    assert [table.shape[1] for table in (both.cluster.startup, both.cluster.nodes.startup, both.cluster.window)] == [
+        49, 33, 5,
+    ], "widths that are fixed, or the model is compiled anew for every draw"  # fmt: skip
 
 
 def test_what_is_played_changes_nothing_that_its_player_learned_from() -> None:

@@ -205,7 +205,7 @@ def test_several_policies_are_told_apart(judged, policy, tmp_path):
     assert costs["generous"] > costs["constant"]
 
 
-def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None):
+def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None, tuned_future=None):
     """A result in which each entrant has one configuration and a given adjusted cost."""
     names = (
         STOCK,
@@ -222,11 +222,13 @@ def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None):
     adjusted = np.array(costs)[:, None].repeat(seeds, 1)
     values = np.zeros((len(FIGURES), len(names), seeds))
     values[ADJUSTED], values[COST], values[VIOLATION], values[ACTIONS] = adjusted, adjusted, 0.005, 6.0
-    ticks = 8
+    past, ticks = values.copy(), 8
+    if tuned_future:
+        values[[[ADJUSTED], [COST]], -1] = tuned_future
     return CellResult(
         entrants=names,
         labels=names,
-        past=values.copy(),
+        past=past,
         future=values,
         bound=np.full(seeds, bound),
         replicas=np.ones((ticks, len(names)), np.int16),
@@ -268,12 +270,30 @@ def test_the_stock_hpa_is_one_of_the_rules_that_rule_past_is_the_best_of():
 
 
 def test_a_policy_trained_further_takes_part_in_the_audition_like_any_other():
-    worse, better = (summary.standings(invented(1.2, 1.5, tuned=cost)) for cost in (1.3, 1.1))
-    for table, chosen in ((worse, ROW), (better, TUNED + "mine")):
+    # The future says the opposite of the past, and nobody asks it.
+    worse, better = (
+        invented(1.2, 1.5, tuned=1.3, tuned_future=1.0),
+        invented(1.2, 1.5, tuned=1.1, tuned_future=1.6),
+    )
+    for result, chosen in ((worse, ROW), (better, TUNED + "mine")):
+        table = summary.standings(result)
         assert table["auditioned"].label == chosen
         assert table["fine-tuned"].label == TUNED + "mine"
         assert table["zero-shot"].label == "mine"
         assert list(table)[-4:] == ["zero-shot", "fine-tuned", "auditioned", "clairvoyant"]
+
+
+def test_a_fine_tuned_policy_chooses_its_preference_on_the_past():
+    result = invented(1.2, 1.5, tuned=1.1)
+    # The same with a second preference that is cheaper on the past and dearer afterwards.
+    names = (*result.entrants, TUNED + "mine")
+    past, future = (
+        np.concatenate([part, part[:, -1:] + more], axis=1)
+        for part, more in ((result.past, -0.05), (result.future, 0.5))
+    )
+    two = replace(result, entrants=names, labels=(*result.labels, "thrifty"), past=past, future=future,
+                  replicas=np.ones((8, len(names)), np.int16))  # fmt: skip
+    assert summary.standings(two)["fine-tuned"].label == "thrifty"
 
 
 def test_the_rule_closes_none_of_the_gap_and_the_bound_all_of_it(figures):

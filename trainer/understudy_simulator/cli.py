@@ -32,8 +32,9 @@ from understudy_simulator.own import (
 
 if TYPE_CHECKING:
     from understudy_policy.calibration import Calibration
-    from understudy_simulator.judge.bench import Learned, Tuned
+    from understudy_simulator.judge.bench import Tuned
     from understudy_simulator.judge.contest import CellResult
+    from understudy_simulator.judge.entrants import Learned
     from understudy_simulator.judge.summary import Contest
     from understudy_simulator.protocol import Cell, Protocol
 
@@ -252,7 +253,7 @@ def _tune(
         raise CommandError(
             f"--finetune needs the trainer, which lacks {error.name}: pip install 'understudy[trainer]'"
         ) from error
-    with _progress(f"training {len(policies)} × {len(cells)} policies") as show:
+    with _progress(f"training {len(policies)} × {len(cells)} × 3 policies") as show:
         files, left = tuning.run(cells, policies, tune, out, workers, show)
     for key, reason in left.items():
         typer.echo(f"not trained further on {key}: {reason}", err=True)

@@ -1,7 +1,7 @@
 """A workload's own past as a place to learn in: its load as it came, met again at other moments with other luck.
 
-A policy that is trained further for one workload must not see what it will be judged on. So a past is cut here, once,
-before any learner gets hold of it; everything that is drawn from it follows from what was known at its end.
+A policy that is trained further for one workload must not see what it will be judged on. So a past is cut here,
+before any learner gets hold of it; everything that is drawn from it follows from what it holds.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ LEAST_S = 2 * 3600.0
 LOAD_FACTOR = (0.8, 1.25)
 """The load of every episode is scaled by a factor from this range (log): growth, and weeks that are not alike."""
 
+STARTUP_FACTOR = 1.2
+"""The median start-up of an episode lies within this factor of what is known."""
+
 _BLOCK, _DAY = history.BLOCK_TICKS, history.BLOCKS_PER_DAY * history.BLOCK_TICKS
 
 
 class PastError(ValueError):
-    """There is too little of a past; the message says how much is needed."""
+    """A past cannot be learned from; the message says why, and what can."""
 
 
 def _too_short(name: str, duration_s: float) -> str:
@@ -63,6 +66,12 @@ class Past:
     def __post_init__(self) -> None:
         if self.curve.duration_s < LEAST_S:
             raise PastError(_too_short(self.curve.name, self.curve.duration_s))
+        longest_s = scenario.LONGEST_STARTUP_S / STARTUP_FACTOR
+        if self.startup_s > longest_s:
+            raise PastError(
+                f"{self.curve.name}: startup_s is {self.startup_s:g}; "
+                f"one can learn with start-ups of up to {longest_s:g} s"
+            )
 
     def fingerprint(self) -> str:
         """Changes with anything that is drawn from it."""
@@ -115,7 +124,10 @@ def of_cell(cell: Cell) -> tuple[Past, Past, Past]:
     def past(start_s: float, end_s: float) -> Past:
         return Past(between(cell.curve, start_s, end_s), cell.dispersion, cell.service, cell.startup_s)
 
-    return past(half_s, end_s), past(-math.inf, half_s), past(-math.inf, end_s)
+    try:
+        return past(half_s, end_s), past(-math.inf, half_s), past(-math.inf, end_s)
+    except PastError as error:
+        raise PastError(f"half of the past is played by who learned from the other half: {error}") from error
 
 
 def ranges(past: Past) -> Ranges:
@@ -137,7 +149,7 @@ def ranges(past: Past) -> Ranges:
         threshold_ratio=exactly(service.latency_threshold_s / service.service_s),
         timeout_ratio=exactly(service.timeout_s / service.latency_threshold_s),
         dispersion=(max(low, 1.0), max(high, 1.0)),
-        startup_median_s=about(past.startup_s, 1.2),
+        startup_median_s=about(past.startup_s, STARTUP_FACTOR),
         startup_sigma=exactly(past.startup_sigma),
         termination_s=(3.0, 10.0),
         cpu_request_cores=exactly(1.0),

@@ -34,6 +34,12 @@ STARTUP_HORIZON_S, NODE_HORIZON_S = 720.0, 480.0
 """Start-ups are told apart up to here, and the few that take longer are over then: tables are equally wide whatever was
 drawn, so draws can be put together, and a compiled model is compiled once."""
 
+LONGEST_STARTUP_S = 0.5 * STARTUP_HORIZON_S
+"""Longest median of a start-up: beyond, more than a few pods would begin to serve when the table ends."""
+
+LONGEST_REACH_S = USUAL_LAG_S + USUAL_WINDOW_S
+"""Age of the oldest scrape that a query can look at: so wide is the table of metrics."""
+
 _DAY_TICKS = history.BLOCKS_PER_DAY * history.BLOCK_TICKS
 
 
@@ -111,6 +117,15 @@ class Ranges:
                 raise ValueError(f"{name} is {value}; a share lies between 0 and 1.")
             if name != "families" and isinstance(value, tuple) and not value[0] <= value[1]:
                 raise ValueError(f"{name} is {value}; give the lower end first.")
+        if self.startup_median_s[1] > LONGEST_STARTUP_S:
+            raise ValueError(
+                f"startup_median_s goes up to {self.startup_median_s[1]:g}; give {LONGEST_STARTUP_S:g} s or less."
+            )
+        if self.metric_lag_s[1] + self.metric_window_s[1] > LONGEST_REACH_S:
+            raise ValueError(
+                f"metric_lag_s goes up to {self.metric_lag_s[1]:g} and metric_window_s to "
+                f"{self.metric_window_s[1]:g}; give {LONGEST_REACH_S:g} s or less together."
+            )
 
 
 @dataclass(frozen=True)
@@ -276,7 +291,7 @@ def _cluster(
             startup=pods.startup_cdf(node_s, sigma, TICK_S, NODE_HORIZON_S),
         ),
         startup_horizon_s=STARTUP_HORIZON_S,
-        metric_reach_s=USUAL_LAG_S + USUAL_WINDOW_S,
+        metric_reach_s=LONGEST_REACH_S,
     )
     return config, threshold_s
 

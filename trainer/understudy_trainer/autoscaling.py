@@ -72,7 +72,7 @@ class AutoscalingConfig:
     """Times that a batch is lived through, each time with prices of its own, before another is drawn in its place."""
     change_price: float = Field(default=0.005, ge=0)
     """Price of changing replicas in every tick, in units of the mean demand: without one, a policy flaps."""
-    price_low: float = Field(default=1.0, gt=0)
+    price_low: float = Field(default=0.5, gt=0)
     """Lowest price of a missed request, in units of the pod time that a request takes."""
     price_high: float = Field(default=40.0, gt=0)
     """Highest price."""

@@ -52,7 +52,7 @@ class FinetuneOptions(Options):
     """Options of PPO, where it is chosen."""
     world: AutoscalingConfig = field(
         default_factory=lambda: AutoscalingConfig(
-            workloads=1024, curves=64, batches=3, lives=16, price_low=0.5, compiled=True
+            workloads=1024, curves=64, batches=3, lives=16, compiled=True
         )
     )
     """The world to learn in."""
@@ -184,6 +184,8 @@ def run(
 
 def _split(past: Past, share: float) -> tuple[Past, Past | None]:
     """What is learned from, and what is held back; all and nothing where either would be too short."""
+    if share == 0:
+        return past, None
     split_s = (1.0 - share) * past.curve.duration_s
     try:
         first, last = pasts.between(past.curve, end_s=split_s), pasts.between(past.curve, split_s)
@@ -197,9 +199,8 @@ def _source(past: Past, generated_share: float) -> Source:
 
     def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
         others = round(generated_share * config.workloads)
-        families = scenario.Ranges().families
         stock = scenario.stock(
-            config.curves if others else len(families), rng, config.episode_ticks, families
+            config.curves if others else 1, rng, config.episode_ticks, scenario.Ranges().families
         )
         own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng)
         if not others:
@@ -245,7 +246,7 @@ class Tuner:
     """What the judge plugs in (`understudy_simulator.judge.tuning.Tune`)."""
 
     def __init__(self, options: FinetuneOptions | None = None) -> None:
-        """With these options; nothing is held back but what the judge holds back."""
+        """With these options; what may be learned from is the judge's business, and nothing is held back of it."""
         self.options = options or FinetuneOptions(held_back_share=0.0)
 
     def mark(self) -> str:

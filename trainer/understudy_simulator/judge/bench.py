@@ -19,6 +19,7 @@ import understudy_policy
 import understudy_simulator
 from understudy_simulator.judge import entrants as taking_part
 from understudy_simulator.judge.contest import CellResult, Entrant, hold
+from understudy_simulator.judge.entrants import Learned
 from understudy_simulator.judge.processes import cores, spread
 from understudy_simulator.protocol import Cell
 
@@ -27,9 +28,6 @@ ROWS_AT_ONCE = 8192
 
 Report = Callable[[float], None]
 
-
-Learned = tuple[Path, Path, Path]
-"""A policy after it was trained further on a cell's past: who plays its first half, its second half, and the future."""
 
 Tuned = Sequence[Learned]
 """Of one cell: every policy, in order; empty where none was trained further."""

@@ -49,6 +49,9 @@ SLO_TARGET = 0.99
 TUNED = "fine-tuned:"
 """Before the name of a policy that was trained further on the past of every cell."""
 
+Learned = tuple[Path, Path, Path]
+"""A policy after it was trained further on a cell's past: who plays its first half, its second half, and the future."""
+
 
 class _RulePlayer:
     """A rule at the table."""
@@ -109,12 +112,12 @@ def policy(path: Path) -> Entrant:
     return Entrant(path.stem, _PRICES, play, policy=True)
 
 
-def fine_tuned(path: Path, files: Sequence[tuple[Path, Path, Path]]) -> Entrant:
+def fine_tuned(path: Path, files: Sequence[Learned]) -> Entrant:
     """A policy that was trained further for every cell.
 
     Args:
         path: what it was before.
-        files: of every cell, who plays the first half of the past, the second, and the future.
+        files: of every cell, in order.
 
     Raises:
         ArtifactError: a file failed verification.

@@ -16,7 +16,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from understudy_simulator.judge.bench import Learned, Report, program
+from understudy_simulator.judge.bench import Report, program
+from understudy_simulator.judge.entrants import Learned
 from understudy_simulator.judge.processes import spread
 from understudy_simulator.past import Past, PastError, of_cell
 from understudy_simulator.protocol import Cell
@@ -80,7 +81,8 @@ def run(
         own: list[Learned] = []
         for path in policies:
             first, second, whole = (
-                out / f"{cell.key}-{path.stem}-{_digest(path, past, tune)}.onnx" for past in parts
+                out / f"{cell.key}-{path.stem}-{plays}-{_digest(path, past, tune)}.onnx"
+                for plays, past in zip(("first", "second", "future"), parts, strict=True)
             )
             own.append((first, second, whole))
             todo |= {
