@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from pydantic import dataclasses as checked
 from torch import Tensor
@@ -34,8 +33,6 @@ from understudy_simulator.audition import Episode, State, Terms
 from understudy_simulator.generators import FAMILIES
 from understudy_trainer import config as command_line
 from understudy_trainer.environment import Step, View
-
-Floats = NDArray[np.float32]
 
 Source = Callable[[np.random.Generator, "AutoscalingConfig"], Episode]
 """Draws the services of a batch, in NumPy."""

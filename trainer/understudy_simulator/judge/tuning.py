@@ -78,24 +78,27 @@ def run(
             left[cell.key] = str(error)
             files.append([(path, path, path) for path in policies])
             continue
-        own: list[Learned] = []
-        for path in policies:
-            first, second, whole = (
-                out / f"{cell.key}-{path.stem}-{plays}-{_digest(path, past, tune)}.onnx"
-                for plays, past in zip(("first", "second", "future"), parts, strict=True)
-            )
-            own.append((first, second, whole))
-            todo |= {
-                target: (path, past)
-                for target, past in zip(own[-1], parts, strict=True)
-                if not target.is_file()
-            }
+        own = [_targets(out, cell, path, parts, tune) for path in policies]
+        todo |= {
+            target: (path, past)
+            for path, targets in zip(policies, own, strict=True)
+            for target, past in zip(targets, parts, strict=True)
+            if not target.is_file()
+        }
         files.append(own)
     progress(0.0 if todo else 1.0)
     tasks = {target: (tune, (path, past, target)) for target, (path, past) in todo.items()}
     for done, _ in enumerate(spread(workers, tasks), start=1):
         progress(done / len(tasks))
     return files, left
+
+
+def _targets(out: Path, cell: Cell, policy: Path, parts: tuple[Past, Past, Past], tune: Tune) -> Learned:
+    first, second, whole = (
+        out / f"{cell.key}-{policy.stem}-{plays}-{_digest(policy, past, tune)}.onnx"
+        for plays, past in zip(("first", "second", "future"), parts, strict=True)
+    )
+    return first, second, whole
 
 
 def _digest(policy: Path, past: Past, tune: Tune) -> str:
