@@ -22,7 +22,7 @@ from understudy_policy.guards.reasons import KillScope, Reason
 from understudy_policy.guards.target import left_alone
 from understudy_policy.references import hpa
 from understudy_policy.references.behavior import overwrite
-from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared, take
+from understudy_policy.rows import Array, device, is_unknown, maximum, minimum, namespace, shared, take
 from understudy_policy.settings import REFERENCE_CPU, Settings
 from understudy_policy.signals import Cause, Signal
 
@@ -237,7 +237,7 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
     new_state = dataclasses.replace(
         state,
         estimates=estimates,
-        values=xp.where(xp.isnan(values), state.values, values),
+        values=xp.where(is_unknown(values), state.values, values),
         unchanged_ticks=unchanged,
         replicas=current,
         ticks_since_change=since,
@@ -329,7 +329,7 @@ def _propose(
     xp: Any, settings: Settings, state: State, observation: Observation, probabilities: Array
 ) -> tuple[Array, Array, Array, Array]:
     """The row in force, its age, the replicas that it asks for, and why the model may not be believed."""
-    nothing = xp.all(xp.isnan(probabilities), axis=1)
+    nothing = xp.all(is_unknown(probabilities), axis=1)
     total = xp.sum(probabilities, axis=1)
     # A comparison with NaN is false, so one bad number makes the whole row invalid.
     valid = (xp.abs(total - 1.0) < 1e-3) & xp.all(probabilities >= 0, axis=1)
@@ -343,7 +343,7 @@ def _propose(
     asked = actions.replicas_of(maximum(xp, row, 0), observation.load.rule_rate_rps, observation.capacity_rps)
     low = xp.astype(settings.min_replicas, xp.float64)
     high = xp.astype(settings.max_replicas, xp.float64)
-    usable = (row >= 0) & ~xp.isnan(asked)
+    usable = (row >= 0) & ~is_unknown(asked)
     asked = xp.where(usable, minimum(xp, maximum(xp, asked, low), high), low)
     proposal = xp.where(usable, xp.astype(asked, xp.int64), observation.reference_raw)
 
@@ -369,7 +369,7 @@ def _reference(
     request = values[:, Signal.CPU_REQUEST]
     zero = xp.zeros_like(current)
     unready = maximum(xp, created - ready, 0)
-    cpu_known = ~xp.isnan(values[:, Signal.CPU_USAGE]) & ~xp.isnan(request)
+    cpu_known = ~is_unknown(values[:, Signal.CPU_USAGE]) & ~is_unknown(request)
     pods = hpa.PodSums(
         ready=ready,
         ready_usage_milli=_milli(xp, values[:, Signal.CPU_USAGE]),
@@ -384,7 +384,7 @@ def _reference(
 
     rate = values[:, Signal.REQUEST_RATE]
     per_pod = _milli(xp, settings.reference_target * capacity)
-    rate_known = ~xp.isnan(rate) & ~xp.isnan(capacity) & (per_pod > 0)
+    rate_known = ~is_unknown(rate) & ~is_unknown(capacity) & (per_pod > 0)
     by_rate = hpa.external_average_value(_milli(xp, rate), maximum(xp, per_pod, 1), created, up, down)
     use_cpu = settings.reference_signal == REFERENCE_CPU
     known = xp.where(use_cpu, cpu_known & cpu_valid, rate_known)
@@ -394,7 +394,7 @@ def _reference(
 
 def _milli(xp: Any, value: Array) -> Array:
     """Thousandths as integers, as the metrics API carries quantities; 0 where unknown."""
-    scaled = xp.where(xp.isnan(value), xp.zeros_like(value), value * 1000.0)
+    scaled = xp.where(is_unknown(value), xp.zeros_like(value), value * 1000.0)
     return xp.astype(xp.ceil(minimum(xp, scaled, 2.0**52) - 1e-6), xp.int64)
 
 
@@ -402,7 +402,7 @@ def _actor_doubt(xp: Any, cause: Array, capacity: Array, known_ticks: Array) -> 
     """Why the actor may not speak, as far as its inputs tell; the gravest reason last, so that it wins."""
     none = xp.zeros_like(known_ticks)
     reason = xp.where(known_ticks < ACTOR_WARMUP_TICKS, xp.full_like(none, int(Reason.WARMING_UP)), none)
-    reason = xp.where(xp.isnan(capacity), xp.full_like(none, int(Reason.CAPACITY_UNKNOWN)), reason)
+    reason = xp.where(is_unknown(capacity), xp.full_like(none, int(Reason.CAPACITY_UNKNOWN)), reason)
     stale = (cause[:, Signal.REQUEST_RATE] != Cause.OK) | (cause[:, Signal.LATENCY] != Cause.OK)
     return xp.where(stale, xp.full_like(none, int(Reason.TELEMETRY_UNKNOWN)), reason)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from understudy_policy.rows import Array, minimum, namespace
+from understudy_policy.rows import Array, is_unknown, minimum, namespace
 from understudy_policy.signals import Signal
 
 CAPACITY_WEIGHT = 0.02
@@ -54,7 +54,7 @@ def update(estimates: Estimates, values: Array, replicas: Array, ready: Array) -
     usable = (rate > 0) & (requested > 0) & (ready > 0) & (used > 0.05 * available)
     one = xp.ones_like(rate)
     sample = xp.log(xp.where(usable, rate * requested, one) / xp.where(usable, used, one))
-    first = usable & xp.isnan(estimates.log_capacity)
+    first = usable & is_unknown(estimates.log_capacity)
     error = xp.where(usable & ~first, sample - estimates.log_capacity, xp.zeros_like(sample))
     capacity = xp.where(first, sample, estimates.log_capacity + CAPACITY_WEIGHT * error)
     variance = (1 - CAPACITY_WEIGHT) * (estimates.log_capacity_variance + CAPACITY_WEIGHT * error * error)
@@ -75,4 +75,4 @@ def update(estimates: Estimates, values: Array, replicas: Array, ready: Array) -
 def capacity_rps(given: Array, estimates: Estimates) -> Array:
     """`[N]` requests per second of one pod: as given, else as estimated, else NaN."""
     xp = namespace(given)
-    return xp.where(xp.isnan(given), xp.exp(estimates.log_capacity), given)
+    return xp.where(is_unknown(given), xp.exp(estimates.log_capacity), given)

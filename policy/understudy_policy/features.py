@@ -14,7 +14,7 @@ from typing import Any
 from understudy_policy import history as past
 from understudy_policy.actions import CARRY_TICKS, RULE_WINDOWS, carried_forward
 from understudy_policy.estimates import Estimates
-from understudy_policy.rows import Array, maximum, mean_of_known, namespace
+from understudy_policy.rows import Array, is_unknown, maximum, mean_of_known, namespace
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
 
@@ -108,7 +108,7 @@ def load(history: past.Past) -> Load:
         rate_rps=now,
         rule_rate_rps=xp.stack([*largest, carried_forward(now, before)], axis=1),
         stats=stats,
-        known_ticks=xp.sum(xp.astype(~xp.isnan(window), xp.int64), axis=1),
+        known_ticks=xp.sum(xp.astype(~is_unknown(window), xp.int64), axis=1),
     )
 
 
@@ -143,7 +143,7 @@ def compute(
     s4, s20, s60, s240 = (load_now.stats[ticks] for ticks in (4, 20, 60, past.TICKS))
     yesterday, yesterday_known = _what_came_next(xp, history, past.BLOCKS_PER_DAY)
     last_week, last_week_known = _what_came_next(xp, history, 7 * past.BLOCKS_PER_DAY)
-    given = ~xp.isnan(settings.given_capacity_rps)
+    given = ~is_unknown(settings.given_capacity_rps)
     spread = xp.sqrt(estimates.log_capacity_variance)
     half_hour, hour = history.window(HALF_HOUR_TICKS), history.window(past.TICKS)
     columns = (
@@ -202,7 +202,7 @@ def _log_ratio(xp: Any, a: Array, b: Array) -> Array:
 
 def _recurring(xp: Any, after: Array, mean: Array) -> tuple[Array, Array]:
     """How the ticks after this time went earlier, `[N, NEXT_TICKS]`, over the mean of the hour: soon, and at most."""
-    known = ~xp.isnan(after)
+    known = ~is_unknown(after)
     soon = mean_of_known(after[:, :SOON_TICKS])
     most = xp.max(xp.where(known, after, xp.full_like(after, -xp.inf)), axis=1)
     most = xp.where(xp.isfinite(most), most, xp.full_like(most, xp.nan))
@@ -216,7 +216,7 @@ def _mean_change(xp: Any, window: Array) -> Array:
 
 def _correlation(xp: Any, a: Array, b: Array) -> Array:
     """Correlation of what is known in both, `[N]`; 0 where nothing moves."""
-    known = ~(xp.isnan(a) | xp.isnan(b))
+    known = ~(is_unknown(a) | is_unknown(b))
     a, b = (xp.where(known, side, xp.full_like(side, xp.nan)) for side in (a, b))
     a, b = (side - mean_of_known(side)[:, None] for side in (a, b))
     a, b = (xp.where(known, side, xp.zeros_like(side)) for side in (a, b))

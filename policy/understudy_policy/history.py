@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from understudy_policy.rows import Array, namespace, shared
+from understudy_policy.rows import Array, is_unknown, namespace, shared
 
 TICKS = 240
 """Length of the tick ring: one hour of 15 s ticks."""
@@ -93,7 +93,7 @@ class History:
         self._fill_block(xp, value)
 
     def _fill_block(self, xp: Any, value: Array) -> None:
-        known = ~xp.isnan(value)
+        known = ~is_unknown(value)
         self.block_sum += xp.where(known, value, xp.zeros_like(value))
         self.block_count += xp.astype(known, value.dtype)
         if self.ticks % BLOCK_TICKS:
@@ -162,7 +162,7 @@ def window_stats(history: Past, ticks: int) -> WindowStats:
     """Mean, standard deviation and maximum of the last `ticks` rates."""
     window = history.window(ticks)
     xp = namespace(window)
-    known = ~xp.isnan(window)
+    known = ~is_unknown(window)
     values = xp.where(known, window, 0.0)
     count = xp.sum(xp.astype(known, window.dtype), axis=1)
     nothing = count == 0

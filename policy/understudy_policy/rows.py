@@ -50,10 +50,18 @@ def minimum(xp: Any, a: Array, b: Array) -> Array:
     return xp.where(a <= b, a, b)
 
 
+def is_unknown(values: Array) -> Array:
+    """True where a value is NaN, which is how this program writes "unknown".
+
+    A comparison, because torch's compiler takes `isnan` element by element and compares sixteen at once.
+    """
+    return values != values  # only NaN differs from itself
+
+
 def mean_of_known(values: Array) -> Array:
     """Mean of what is known in each row of `[N, K]`; NaN where nothing is."""
     xp = namespace(values)
-    known = ~xp.isnan(values)
+    known = ~is_unknown(values)
     count = xp.sum(xp.astype(known, values.dtype), axis=1)
     total = xp.sum(xp.where(known, values, xp.zeros_like(values)), axis=1)
     return xp.where(count > 0, total / maximum(xp, count, 1.0), xp.full_like(total, xp.nan))

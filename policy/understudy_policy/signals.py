@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from understudy_policy.rows import Array, maximum, namespace, shared
+from understudy_policy.rows import Array, is_unknown, maximum, namespace, shared
 
 
 class Signal(IntEnum):
@@ -159,7 +159,7 @@ def assess(
     values = _without_traffic(xp, values, idle)
     cause = _where_ok(xp, cause, samples.age_s > freshness.stale_after_s[:, None], Cause.OLD_TIMESTAMP)
     cause = _where_ok(xp, cause, samples.age_s < -freshness.clock_skew_s, Cause.FUTURE_TIMESTAMP)
-    cause = _where_ok(xp, cause, xp.isnan(values), Cause.NOT_A_NUMBER)
+    cause = _where_ok(xp, cause, is_unknown(values), Cause.NOT_A_NUMBER)
     cause = _where_ok(xp, cause, xp.isinf(values), Cause.INFINITE)
     cause = _where_ok(xp, cause, values < 0, Cause.NEGATIVE)
     cause = _where_ok(xp, cause, values > freshness.largest, Cause.TOO_LARGE)
@@ -182,7 +182,7 @@ def _without_traffic(xp: Any, values: Array, idle: Array) -> Array:
     """Without requests a latency quantile and an error share are 0/0: that is not missing, it is nothing."""
     column = xp.arange(values.shape[1], device=values.device)[None, :]
     undefined = (
-        ((column == Signal.LATENCY) | (column == Signal.ERROR_RATE)) & idle[:, None] & xp.isnan(values)
+        ((column == Signal.LATENCY) | (column == Signal.ERROR_RATE)) & idle[:, None] & is_unknown(values)
     )
     return xp.where(undefined, xp.zeros_like(values), values)
 
@@ -203,6 +203,6 @@ def largest_plausible(max_replicas: Array, given_capacity_rps: Array, cpu_reques
     pods = 20.0 * xp.astype(maximum(xp, max_replicas, 1), given_capacity_rps.dtype)
     infinity = xp.full_like(given_capacity_rps, xp.inf)
     largest = xp.full_like(given_capacity_rps, LARGEST_CAPACITY_RPS)
-    rate = pods * xp.where(xp.isnan(given_capacity_rps), largest, given_capacity_rps)
-    cores = xp.where(xp.isnan(cpu_request_per_pod), infinity, pods * cpu_request_per_pod)
+    rate = pods * xp.where(is_unknown(given_capacity_rps), largest, given_capacity_rps)
+    cores = xp.where(is_unknown(cpu_request_per_pod), infinity, pods * cpu_request_per_pod)
     return xp.stack([rate, infinity, xp.ones_like(rate) * 1.001, cores, infinity], axis=1)

@@ -15,7 +15,7 @@ from typing import Any
 from understudy_policy import actions, history
 from understudy_policy import estimates as learned
 from understudy_policy.actions import DECISION_TICKS, RULE_WINDOWS
-from understudy_policy.rows import Array, device, maximum, namespace, shared
+from understudy_policy.rows import Array, device, is_unknown, maximum, namespace, shared
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
 from understudy_simulator import cluster, witness
@@ -150,7 +150,7 @@ def choose(rate: Array, rule: Array) -> Array:
     recent = by_column(rate[:, -max(RULE_WINDOWS) :])
     carried, behind = rule == actions.CARRIED, actions.CARRY_TICKS + 1
     before = [recent[later - behind] for later in range(DECISION_TICKS)]
-    recent = xp.where(xp.isnan(recent), xp.full_like(recent, -xp.inf), recent)
+    recent = xp.where(is_unknown(recent), xp.full_like(recent, -xp.inf), recent)
     nothing = xp.full_like(recent[0], -xp.inf)
     columns = [xp.where(carried, then, nothing) for then in before]
     for index, ticks in enumerate(RULE_WINDOWS):
@@ -198,7 +198,7 @@ def advance(
     signals = cluster.observe(episode.cluster, state)
     known = witness.look(settings, known, signals, state.signals_age_s, replicas, outcome.ready)
     rate = known.values[:, Signal.REQUEST_RATE]
-    found = xp.where(xp.isnan(rate), xp.full_like(rate, -xp.inf), rate)
+    found = xp.where(is_unknown(rate), xp.full_like(rate, -xp.inf), rate)
     newest = xp.where(rule.now, found, maximum(xp, body.newest, found))
     return Body(state, known, newest, terms), rate
 
@@ -306,7 +306,7 @@ def _pass(episode: Episode, state: State, action: Array, program: Program) -> tu
     rule = Rule(carried | (number == RULE_WINDOWS.index(1)), carried, episode.row_utilization[action])
     older = program.choose(state.rate, number)
     newest = by_column(state.rate)[-1]
-    newest = xp.where(xp.isnan(newest), xp.full_like(newest, -xp.inf), newest)
+    newest = xp.where(is_unknown(newest), xp.full_like(newest, -xp.inf), newest)
     body = replace(body, newest=newest, terms=_no_terms(newest))
     rates = []
     for later in range(DECISION_TICKS):

@@ -13,7 +13,7 @@ from understudy_policy import estimates as learned
 from understudy_policy import features as schema
 from understudy_policy import history
 from understudy_policy.estimates import Estimates
-from understudy_policy.rows import Array, maximum, minimum, namespace
+from understudy_policy.rows import Array, is_unknown, maximum, minimum, namespace
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
 from understudy_simulator.columns import by_column, by_row, stack
@@ -77,7 +77,7 @@ def look(
     xp, values = namespace(replicas), by_column(signals)
     # Without requests a latency quantile and an error share are 0/0: that is not missing, it is nothing.
     idle = values[Signal.REQUEST_RATE] == 0
-    values = xp.where(idle & xp.isnan(values), xp.zeros_like(values), values)
+    values = xp.where(idle & is_unknown(values), xp.zeros_like(values), values)
     values = xp.where(age_s > settings.stale_after_s, xp.full_like(values, xp.nan), values)
     values = by_row(values)
     wanted = _recommended(values, replicas, ready, settings.reference_target)

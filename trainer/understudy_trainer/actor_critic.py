@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from understudy_trainer import config as command_line
 from understudy_trainer import distributed
-from understudy_trainer.networks import FORBIDDEN_LOGIT, Actor, linear, trunk
+from understudy_trainer.networks import FORBIDDEN_LOGIT, Actor, FusedTanh, linear, trunk
 from understudy_trainer.normalizer import Normalizer
 
 
@@ -122,7 +122,7 @@ class ActorCritic(nn.Module):
         self.seen = observation_size - hints
         self.normalizer = Normalizer(self.seen)
         self.hint_normalizer = Normalizer(hints) if hints else None
-        self.trunk = trunk(self.seen, self.config.hidden)
+        self.trunk = trunk(self.seen, self.config.hidden, FusedTanh)
         width = self.config.memory or self.config.hidden[-1]
         if self.config.memory and not self.config.shared_trunk:
             raise ValueError(
@@ -133,7 +133,7 @@ class ActorCritic(nn.Module):
                 "shared_trunk is True, but the actor must not see the critic's hints; set it False, or hints False"
             )
         own = self.config.critic_hidden or self.config.hidden
-        self.critic_trunk = None if self.config.shared_trunk else trunk(observation_size, own)
+        self.critic_trunk = None if self.config.shared_trunk else trunk(observation_size, own, FusedTanh)
         self.core = nn.GRUCell(self.config.hidden[-1], width) if self.config.memory else None
         if self.core is not None:
             nn.init.orthogonal_(self.core.weight_ih)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from understudy_policy.guards.context import Context
 from understudy_policy.guards.reasons import Reason
-from understudy_policy.rows import Array, maximum, minimum, namespace
+from understudy_policy.rows import Array, is_unknown, maximum, minimum, namespace
 
 
 def envelope(context: Context, replicas: Array) -> tuple[Array, Array]:
@@ -20,7 +20,7 @@ def envelope(context: Context, replicas: Array) -> tuple[Array, Array]:
     lowest = xp.ceil(reference * (1.0 - settings.below_reference) - 1e-9)
     highest = xp.floor(reference * (1.0 + settings.above_reference) + 1e-9)
     needed = xp.ceil(context.demand_pods / settings.utilization_ceiling - 1e-6)
-    needed = xp.where(xp.isnan(needed), xp.zeros_like(needed), needed)
+    needed = xp.where(is_unknown(needed), xp.zeros_like(needed), needed)
     # Demand beyond maxReplicas is for the bounds to refuse, and must stay far from the edge of the integers.
     needed = minimum(xp, needed, xp.astype(settings.max_replicas, xp.float64))
 

@@ -19,7 +19,7 @@ from understudy_policy.references.behavior import (
     overwrite,
 )
 from understudy_policy.references.rule import Rule, RuleSignals, State, push, whole_ticks
-from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared
+from understudy_policy.rows import Array, device, is_unknown, maximum, minimum, namespace, shared
 
 _EXACT_INTEGERS = 2.0**52
 
@@ -154,7 +154,7 @@ class HpaRule(HpaLoop[HpaMemory]):
         """See `Rule`."""
         xp = namespace(seen.cpu_usage_cores)
         current, ready = as_int(seen.replicas), as_int(seen.ready)
-        known = ~seen.failed & ~xp.isnan(seen.cpu_usage_cores) & ~xp.isnan(seen.cpu_request_cores)
+        known = ~seen.failed & ~is_unknown(seen.cpu_usage_cores) & ~is_unknown(seen.cpu_request_cores)
         request = milli(seen.cpu_request_cores)
         none, unready = xp.zeros_like(current), maximum(xp, current - ready, 0)
         pods = hpa.PodSums(
@@ -184,6 +184,6 @@ def within(current: Array, low: Array, high: Array) -> Array:
 def milli(value: Array) -> Array:
     """Thousandths as integers, rounded up as the resource metrics API does; 0 where unknown."""
     xp = namespace(value)
-    scaled = xp.where(xp.isnan(value), xp.zeros_like(value), value) * 1000.0
+    scaled = xp.where(is_unknown(value), xp.zeros_like(value), value) * 1000.0
     # What float arithmetic added to a whole number must not become one more.
     return as_int(xp.ceil(minimum(xp, as_float(scaled), _EXACT_INTEGERS) - 1e-6))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from understudy_policy.references.behavior import as_float, as_int
 from understudy_policy.references.rule import Rule, RuleSignals
-from understudy_policy.rows import Array, device, maximum, minimum, namespace, shared
+from understudy_policy.rows import Array, device, is_unknown, maximum, minimum, namespace, shared
 
 SLOT_S = 60
 HOUR_SLOTS = 60
@@ -85,7 +85,7 @@ class SeasonalRule(Rule[SeasonalMemory]):
             count=state.count + xp.astype(known, xp.float32),
         )
         ahead = state.ahead_rps
-        use_now = xp.isnan(ahead) | (self.reactive & (rate > ahead))
+        use_now = is_unknown(ahead) | (self.reactive & (rate > ahead))
         expected = xp.where(use_now, rate, ahead)
         asked = xp.ceil(expected / as_float(seen.capacity_rps * self.utilization) - 1e-6)
         usable = xp.isfinite(asked)
@@ -120,7 +120,7 @@ class SeasonalRule(Rule[SeasonalMemory]):
 def _quantile(values: Array, quantile: Array) -> Array:
     """Nearest-rank quantile of what is known in each row, float64; NaN where nothing is."""
     xp = namespace(values)
-    known = ~xp.isnan(values)
+    known = ~is_unknown(values)
     count = xp.sum(xp.astype(known, xp.int64), axis=1)
     ordered = xp.sort(xp.where(known, values, xp.inf), axis=1)
     rank = as_int(xp.ceil(quantile * as_float(count))) - 1
