@@ -64,6 +64,11 @@ SCHEMA: tuple[tuple[str, str], ...] = (
     ),
     ("hour_next", "log of the mean of the 12 ticks after this time an hour ago over that of the hour since"),
     ("hour_peak", "log of the largest of the 20 ticks after this time an hour ago over that mean"),
+    (
+        "calibrated_log_utilization",
+        "log of the utilisation at which a rule over 20 ticks did best in this workload's past; 0 where unknown",
+    ),
+    ("calibrated_known", "1 where it is known"),
 )
 
 F = len(SCHEMA)
@@ -144,6 +149,7 @@ def compute(
     yesterday, yesterday_known = _what_came_next(xp, history, past.BLOCKS_PER_DAY)
     last_week, last_week_known = _what_came_next(xp, history, 7 * past.BLOCKS_PER_DAY)
     given = ~is_unknown(settings.given_capacity_rps)
+    calibrated = ~is_unknown(settings.calibrated_utilization)
     spread = xp.sqrt(estimates.log_capacity_variance)
     half_hour, hour = history.window(HALF_HOUR_TICKS), history.window(past.TICKS)
     columns = (
@@ -180,6 +186,8 @@ def compute(
         _correlation(xp, half_hour, hour[:, :HALF_HOUR_TICKS]),
         *_recurring(xp, half_hour[:, :NEXT_TICKS], s240.mean),
         *_recurring(xp, hour[:, :NEXT_TICKS], s240.mean),
+        xp.where(calibrated, xp.log(settings.calibrated_utilization), xp.zeros_like(spread)),
+        xp.astype(calibrated, xp.float64),
     )
     observation = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)
     return xp.clip(observation, -20.0, 20.0)

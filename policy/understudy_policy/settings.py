@@ -40,6 +40,8 @@ class Settings:
         slo_target: `[N]` share of requests that must stay below it.
         missed_request_price: `[N]` pods' worth of cost for the whole demand missed: the preference.
         given_capacity_rps: `[N]` requests per second of one pod; NaN: estimate it.
+        calibrated_utilization: `[N]` utilisation at which a rule that goes by the largest rate of five minutes did best
+            in this workload's past at that price; NaN where nobody looked.
         reference_signal: `[N]` int64, `REFERENCE_CPU` or `REFERENCE_RATE`.
         reference_target: `[N]` utilisation that the reference aims at.
         behavior: HPA v2 scaling behaviour.
@@ -56,6 +58,7 @@ class Settings:
     slo_target: Array
     missed_request_price: Array
     given_capacity_rps: Array
+    calibrated_utilization: Array
     reference_signal: Array
     reference_target: Array
     behavior: Behavior
@@ -77,6 +80,7 @@ class Settings:
         given_capacity_rps: Array,
         reference_target: Array,
         tick_s: float,
+        calibrated_utilization: Array | None = None,
     ) -> Settings:
         """Workloads of a simulation (NumPy): a CPU reference with HPA's default behaviour, guards that hardly bind."""
         count = len(min_replicas)
@@ -87,6 +91,9 @@ class Settings:
             slo_target=slo_target,
             missed_request_price=missed_request_price,
             given_capacity_rps=given_capacity_rps,
+            calibrated_utilization=(
+                np.full(count, np.nan) if calibrated_utilization is None else calibrated_utilization
+            ),
             reference_signal=np.full(count, REFERENCE_CPU),
             reference_target=reference_target,
             behavior=default_behavior(count, min_replicas, POLICY_SLOTS),
@@ -109,6 +116,7 @@ def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:
         return np.array(values, np.float64)
 
     capacities = [spec.objective.capacity_per_pod_rps for spec in specs]
+    utilizations = [spec.objective.calibrated_utilization for spec in specs]
     signals = [spec.reference.signal for spec in specs]
     envelopes = [spec.guardrails.envelope for spec in specs]
     tolerances = [spec.reference.tolerance for spec in specs]
@@ -119,6 +127,7 @@ def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:
         slo_target=numbers([spec.objective.slo_target for spec in specs]),
         missed_request_price=numbers([spec.objective.missed_request_price for spec in specs]),
         given_capacity_rps=numbers([np.nan if c is None else c for c in capacities]),
+        calibrated_utilization=numbers([np.nan if u is None else u for u in utilizations]),
         reference_signal=integers(
             [REFERENCE_CPU if s == "cpuUtilization" else REFERENCE_RATE for s in signals]
         ),

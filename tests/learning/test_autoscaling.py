@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from understudy_policy import actions, artifact, features
+from understudy_simulator.audition import AIMS
 from understudy_trainer import actors, export, train
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment, _ahead
@@ -63,6 +64,44 @@ def test_a_dearer_miss_is_answered_with_a_reference_that_misses_less() -> None:
         played = world.play(world.draw(0), lambda seen: torch.zeros(len(seen), dtype=torch.int64))
         missed.append(float(played.reference.missed.sum()))
     assert missed[1] <= missed[0]
+
+
+def test_a_service_is_told_at_which_utilisation_it_did_best_at_other_times() -> None:
+    config = replace(SMALL, workloads=16, moments=4, uncalibrated_share=0.0)
+    world = AutoscalingEnvironment(config, seed=1)
+    batch = world.draw(0)
+    seen = world.play(batch, lambda seen: torch.zeros(len(seen), dtype=torch.int64))
+    told = world._episode.settings.calibrated_utilization
+    for row in range(config.workloads):
+        others = [k for k in range(4 * (row // 4), 4 * (row // 4) + 4) if k != row]
+        spent = batch.aimed.cost[:, others] + seen.price[row] * batch.aimed.missed[:, others]
+        assert told[row] == pytest.approx(AIMS[int(spent.sum(dim=1).argmin())])
+
+
+def test_moments_of_a_service_have_its_pods_and_its_objective_and_loads_and_luck_of_their_own() -> None:
+    world = AutoscalingEnvironment(replace(SMALL, workloads=10, moments=4), seed=1)
+    episode = world.draw(0).episode
+    assert episode.service.bincount().tolist() == [0, 4, 4, 2]
+    for own in (
+        episode.cluster.service.capacity_rps,
+        episode.cluster.startup[:, 5],
+        episode.settings.latency_threshold_s,
+        episode.settings.given_capacity_rps.nan_to_num(-1.0),
+        episode.dispersion,
+        episode.mean_rps,
+    ):
+        assert [len(part.unique()) for part in own.split(4)] == [1, 1, 1]
+    assert len(episode.seeds.unique()) == len(episode.rate_rps[:, -1].unique()) == 10
+
+
+def test_nobody_is_told_what_nobody_looked_for() -> None:
+    for config in (
+        replace(SMALL, moments=1, uncalibrated_share=0.0),
+        replace(SMALL, uncalibrated_share=1.0),
+    ):
+        world = AutoscalingEnvironment(config, seed=1)
+        world.reset()
+        assert world._episode.settings.calibrated_utilization.isnan().all()
 
 
 def test_episodes_are_truncated_together_and_show_what_was_seen_last() -> None:
@@ -143,12 +182,14 @@ def test_a_world_resumes_exactly(before: int) -> None:
 
 
 def test_prices_are_drawn_anew_in_every_life_and_told_to_the_actor() -> None:
-    column = [name for name, _ in features.SCHEMA].index("log_price")
+    names = [name for name, _ in features.SCHEMA]
+    column = names.index("log_price")
     world = AutoscalingEnvironment(replace(SMALL, batches=1), seed=2)
     first = world.reset().observation
     second = world.reset().observation
     assert not torch.equal(first[:, column], second[:, column])
-    others = [k for k in range(features.F) if k != column]
+    # At which utilisation a service did best depends on the price.
+    others = [k for k, name in enumerate(names) if k != column and not name.startswith("calibrated")]
     assert torch.equal(first[:, others], second[:, others]), "the services are the same"
 
 

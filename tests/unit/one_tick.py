@@ -21,6 +21,7 @@ def settings_of(n, **changes):
         slo_target=share(0.99),
         missed_request_price=share(10),
         given_capacity_rps=share(CAPACITY_RPS),
+        calibrated_utilization=share(np.nan),
         reference_signal=whole(REFERENCE_RATE),
         reference_target=share(0.7),
         behavior=default_behavior(n, np.zeros(1)),

@@ -10,9 +10,9 @@ NAMES = [name for name, _ in features.SCHEMA]
 TICKS = np.arange(240)
 
 
-def shown(rate_rps):
+def shown(rate_rps, **asked):
     """The features after an hour and more of a request rate; NaN: the query found nothing."""
-    settings, state = settings_of(1), decision.initial_state(1)
+    settings, state = settings_of(1, **asked), decision.initial_state(1)
     for k, rate in enumerate(rate_rps):
         moving = rate * (1.0 + 1e-5 * (k % 2))  # a rate that never changes by a bit is taken for a frozen one
         values = np.array([[moving, 0.1, 0.0, 2.0, 1.0]])
@@ -80,3 +80,11 @@ def test_a_lost_scrape_is_left_out_and_makes_nothing_up():
     assert holes["half_hour_peak"] == pytest.approx(whole["half_hour_peak"], abs=0.05)
     rate[-2] = np.nan
     assert shown(rate)["slope_1tick"] == 0.0
+
+
+def test_what_calibration_found_is_told_and_what_nobody_looked_for_is_not_made_up():
+    load = np.full(20, 50.0)
+    told, untold = shown(load, calibrated_utilization=np.array([0.84])), shown(load)
+    assert told["calibrated_log_utilization"] == pytest.approx(np.log(0.84))
+    assert (told["calibrated_known"], untold["calibrated_known"]) == (1.0, 0.0)
+    assert untold["calibrated_log_utilization"] == 0.0

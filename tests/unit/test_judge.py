@@ -11,7 +11,7 @@ import pytest
 from small_contest import SMALL, cells, constant_actor, wave
 from understudy_policy import actions
 from understudy_simulator.judge import bench, report, show, summary
-from understudy_simulator.judge.contest import CellResult, hold
+from understudy_simulator.judge.contest import CellResult, Entrant, hold
 from understudy_simulator.judge.entrants import (
     HPA,
     KEDA,
@@ -21,6 +21,8 @@ from understudy_simulator.judge.entrants import (
     STOCK,
     SWEPT,
     TUNED,
+    aims,
+    best_aim,
     rules,
 )
 from understudy_simulator.judge.summary import Contest, document
@@ -145,6 +147,34 @@ def test_a_policy_that_always_names_a_row_fares_as_that_row_does(contest):
         for k in own:
             np.testing.assert_allclose(result.future[COST, k], result.future[COST, row], rtol=1e-3)
             np.testing.assert_allclose(result.future[ADJUSTED, k], result.future[ADJUSTED, row], rtol=0.01)
+
+
+def test_a_policy_is_told_at_which_utilisation_it_would_have_started_on_the_past(judged):
+    cell = replace(judged[0], ticks=120, past_ticks=72)
+    told = []
+
+    class Listens:
+        def decide(self, values, seen, now_s):
+            return seen.replicas
+
+    def play(pick, where):
+        told.append((where.aim_cost, where.aim_violation))
+        return Listens()
+
+    (alone,) = hold([cell], [aims()])
+    hold([cell], [Entrant("listener", ("",), play)], aims())
+    (cost, violation) = told[0]
+    past = alone.past.mean(axis=-1)
+    np.testing.assert_array_equal(cost, np.stack([past[COST]] * cell.seeds))
+    np.testing.assert_array_equal(violation, np.stack([past[FIGURES.index("violation")]] * cell.seeds))
+    assert np.all(np.diff(cost) <= 0), "a higher utilisation never costs more pods"
+
+
+@pytest.mark.parametrize(("price", "best"), [(0.5, 0.95), (30.0, 0.66)])
+def test_the_utilisation_that_is_told_is_the_cheapest_at_the_price(price, best):
+    cost = np.array([[2.0, 1.9, 1.7, 1.5, 1.35, 1.2, 1.1, 1.0]])
+    missed = np.array([[0.0, 0.0, 0.0, 0.001, 0.01, 0.05, 0.1, 0.5]])
+    assert best_aim(np.array([price]), cost, missed) == [best]
 
 
 def test_a_cell_fares_the_same_alone_and_in_company(judged, contest):

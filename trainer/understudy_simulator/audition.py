@@ -14,7 +14,7 @@ from typing import Any
 
 from understudy_policy import actions, history
 from understudy_policy import estimates as learned
-from understudy_policy.actions import DECISION_TICKS, RULE_WINDOWS
+from understudy_policy.actions import DECISION_TICKS, RULE_WINDOWS, Row
 from understudy_policy.rows import Array, device, is_unknown, maximum, namespace, shared
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
@@ -25,6 +25,12 @@ from understudy_simulator.witness import Known
 
 HEADROOM = 1.3
 """Ready pods at the start over the demand of that moment."""
+
+AIMS = (0.44, 0.51, 0.58, 0.66, 0.75, 0.84, 0.95, 1.06)
+"""Utilisations among which the one is sought that was best in a workload's past."""
+
+AIM_ROWS = tuple(actions.TABLE.index(Row(20, aim)) for aim in AIMS)
+"""Rows that say which it was: like an HPA they look back over five minutes."""
 
 PAST_TICKS = history.TICKS + DECISION_TICKS - 1
 """Ticks of the past that must lie before the first decision."""
@@ -44,6 +50,7 @@ class Episode:
         observed_rps: `[N, T]` what a query would have returned in the past, NaN where nothing is remembered.
         yesterday_rps: `[N, T / 20 + 3]` means of the five-minute blocks of T, a day earlier; NaN where unknown.
         last_week_rps: the same a week earlier.
+        service: `[N]` int64, equal where rows are the same service at different times.
         row_rule: `[A]` int64 rule of every row of the action table, `actions.ROW_RULE`.
         row_utilization: `[A]` its target.
         first_tick: of the episode, at least `PAST_TICKS`.
@@ -58,6 +65,7 @@ class Episode:
     observed_rps: Array
     yesterday_rps: Array
     last_week_rps: Array
+    service: Array
     row_rule: Array = shared()
     row_utilization: Array = shared()
     first_tick: int = shared(default=PAST_TICKS)

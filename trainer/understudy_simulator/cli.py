@@ -119,13 +119,16 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
                 read_range, capacity_rps, history, prometheus, query, days, service_s, threshold_s, startup_s
             )
             cells = own_cells(own, seeds or 5)
-            winner, held_out = _calibrated(_run(cells, (), out, workers))
+            results = _run(cells, (), out, workers)
+            winner, held_out = _calibrated(results)
             typer.echo(
                 f"saves {winner.saving_ratio:.1%} of a stock HPA's adjusted cost on this past "
                 f"(95 % interval over the draws {winner.low_ratio:.1%} to {winner.high_ratio:.1%}); "
                 f"what is chosen on the first 60 % of each part alone would have saved {held_out:.1%} on the rest",
                 err=True,
             )
+            aims = ", ".join(f"{aim:g} at {price:g}" for price, aim in _aims(results).items())
+            typer.echo(f"an RLPolicy's calibratedUtilization, by its missedRequestPrice: {aims}", err=True)
             most = max(cell.max_replicas for cell in cells)
             target = ScaleTarget(name, min_replicas, max_replicas or most, namespace)
             rate = RateQuery(
@@ -283,6 +286,30 @@ def _progress(doing: str) -> Iterator[Callable[[float], None]]:
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(doing, total=1.0)
         yield lambda share: bar.update(task, completed=share)
+
+
+def _aims(results: Sequence[CellResult]) -> dict[float, float]:
+    """At which utilisation a rule over five minutes was cheapest on all of it, by the price of a missed request."""
+    import numpy as np
+
+    from understudy_simulator.audition import AIM_ROWS
+    from understudy_simulator.judge.entrants import PREFERENCES, ROW, best_aim
+    from understudy_simulator.judge.world import FIGURES
+    from understudy_simulator.protocol import PAST_SHARE
+
+    rows = np.flatnonzero(np.array(results[0].entrants) == ROW)[list(AIM_ROWS)]
+    cost, violation = (
+        np.mean(
+            [
+                (PAST_SHARE * result.past[k] + (1.0 - PAST_SHARE) * result.future[k])[rows].mean(axis=1)
+                for result in results
+            ],
+            axis=0,
+        )
+        for k in (FIGURES.index("cost"), FIGURES.index("violation"))
+    )
+    aims = best_aim(np.array(PREFERENCES), cost[None], violation[None])
+    return dict(zip(PREFERENCES, aims.tolist(), strict=True))
 
 
 def _calibrated(results: Sequence[CellResult]) -> tuple[Calibration, float]:

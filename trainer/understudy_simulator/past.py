@@ -215,6 +215,7 @@ def draw(count: int, ticks: int, past: Past, own: Stock, rng: np.random.Generato
         observed_rps=stored(np.where(at[:, :PAST_TICKS] < 0, np.nan, seen)),
         yesterday_rps=stored(factor * _means(rates, first + blocks - _DAY)),
         last_week_rps=stored(factor * _means(rates, first + blocks - 7 * _DAY)),
+        service=np.zeros(count, np.int64),
     )
 
 

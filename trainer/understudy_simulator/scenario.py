@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +143,11 @@ class Stock:
 
 
 def stock(
-    curves: int, rng: np.random.Generator, ticks: int = 960, families: tuple[str, ...] = tuple(FAMILIES)
+    curves: int,
+    rng: np.random.Generator,
+    ticks: int = 960,
+    families: tuple[str, ...] = tuple(FAMILIES),
+    moments: int = 1,
 ) -> Stock:
     """Draw a stock of loads, each family in equal parts.
 
@@ -151,7 +156,9 @@ def stock(
         rng: source of the draws.
         ticks: longest episode that will be cut from it.
         families: names in `generators.FAMILIES`.
+        moments: of every service that will be drawn.
     """
+    span = _span(PAST_TICKS + ticks, moments)
 
     def draw(samples: int) -> NDArray[np.float32]:
         parts = np.array_split(np.arange(curves), len(families))
@@ -162,14 +169,24 @@ def stock(
         ]
         return np.concatenate(drawn)[rng.permutation(curves)]
 
-    return Stock(short=draw(2 * (PAST_TICKS + ticks)), long=draw(_DAY_TICKS + 2 * (PAST_TICKS + ticks)))
+    return Stock(short=draw(span), long=draw(_DAY_TICKS + span))
+
+
+def _span(samples: int, moments: int) -> int:
+    """Samples of a curve of which so many pieces are taken: apart from each other, with room to move."""
+    return 2 * samples if moments == 1 else moments * samples * 5 // 4
 
 
 TICK_S = 15.0
 
 
 def draw(
-    count: int, ticks: int, own: Stock, rng: np.random.Generator, ranges: Ranges | None = None
+    count: int,
+    ticks: int,
+    own: Stock,
+    rng: np.random.Generator,
+    ranges: Ranges | None = None,
+    moments: int = 1,
 ) -> Episode:
     """Draw workloads for an episode; in NumPy, single precision.
 
@@ -179,31 +196,30 @@ def draw(
         own: where their loads come from.
         rng: source of the draws; the same state gives the same workloads.
         ranges: what they may be; by default everything.
+        moments: so many rows in a row are the same service at different times, with other luck.
 
     Raises:
         ValueError: the stock's curves are shorter than the episode.
     """
     ranges = ranges or Ranges()
-    draws = _Draws(count, rng, ranges.plain_share)
+    draws = _Draws(count, rng, ranges.plain_share, moments)
     samples = PAST_TICKS + ticks
     if own.short.shape[1] < samples:
         raise ValueError(
             f"ticks is {ticks}; this stock was drawn for at most {own.short.shape[1] - PAST_TICKS}."
         )
-    shape, yesterday = _loads(samples, own, rng, count, ranges)
-    scale = 1.0 / np.maximum(shape[:, PAST_TICKS:].mean(axis=1), 1e-6)
+    shape, yesterday = _loads(samples, own, draws, ranges)
+    scale = 1.0 / np.maximum(draws.mean(shape[:, PAST_TICKS:].mean(axis=1)), 1e-6)
     capacity_rps, mean_pods = draws.log(ranges.capacity_rps), draws.log(ranges.mean_pods)
     scale *= mean_pods * capacity_rps
     rate_rps = shape * scale[:, None]
-    peak_pods = rate_rps[:, PAST_TICKS:].max(axis=1) / capacity_rps
+    peak_pods = draws.most(rate_rps[:, PAST_TICKS:].max(axis=1)) / capacity_rps
     dispersion = draws.log(ranges.dispersion)
     config, threshold_s = _cluster(draws, ranges, capacity_rps, mean_pods)
     yesterday = yesterday * scale[:, None]
     last_week = yesterday * np.exp(0.15 * rng.standard_normal(yesterday.shape))
     last_week[rng.random(count) < 0.5] = np.nan
-    error = np.exp(
-        np.clip(ranges.capacity_error * rng.standard_normal(count), -0.3, 0.3) * draws.trouble(0.5)
-    )
+    error = np.exp(np.clip(ranges.capacity_error * draws.normal(), -0.3, 0.3) * draws.trouble(0.5))
     episode = Episode(
         cluster=config,
         settings=Settings.unguarded(
@@ -221,30 +237,49 @@ def draw(
         seeds=rng.integers(-(2**31), 2**31, count).astype(np.int32),
         dispersion=dispersion,
         rate_rps=by_tick(rate_rps),
-        mean_rps=rate_rps[:, PAST_TICKS:].mean(axis=1),
+        mean_rps=mean_pods * capacity_rps,
         observed_rps=by_tick(observed(rate_rps, dispersion, draws.some(ranges.forgetful_share), rng)),
         yesterday_rps=by_tick(yesterday),
         last_week_rps=by_tick(last_week),
+        service=1 + draws.service,
         **audition.table(rate_rps),
     )
     return as_torch_or_numpy(episode, single)
 
 
 class _Draws:
-    """Draws for all workloads at once."""
+    """Draws for all workloads at once: the same for all moments of a service."""
 
-    def __init__(self, count: int, rng: np.random.Generator, plain_share: float) -> None:
-        self.count, self.rng = count, rng
+    def __init__(self, count: int, rng: np.random.Generator, plain_share: float, moments: int = 1) -> None:
+        self.rng, self.moments = rng, moments
+        self.service = np.arange(count) // moments
+        self.services = -(-count // moments)
         self.plain = self.some(plain_share)
 
+    def each(self, drawn: NDArray[Any]) -> NDArray[Any]:
+        """What was drawn for the services, for each of their moments."""
+        return drawn[self.service]
+
+    def mean(self, values: Floats) -> Floats:
+        """Mean over the moments of a service, for each of them."""
+        first = np.arange(self.services) * self.moments
+        return self.each(np.add.reduceat(values, first) / np.bincount(self.service))
+
+    def most(self, values: Floats) -> Floats:
+        """The same with the largest."""
+        return self.each(np.maximum.reduceat(values, np.arange(self.services) * self.moments))
+
     def even(self, between: Range) -> Floats:
-        return self.rng.uniform(*between, self.count)
+        return self.each(self.rng.uniform(*between, self.services))
+
+    def normal(self) -> Floats:
+        return self.each(self.rng.standard_normal(self.services))
 
     def log(self, between: Range) -> Floats:
         return np.exp(self.even((math.log(between[0]), math.log(between[1]))))
 
     def some(self, share: float) -> NDArray[np.bool_]:
-        return self.rng.random(self.count) < share
+        return self.each(self.rng.random(self.services)) < share
 
     def trouble(self, share: float) -> NDArray[np.bool_]:
         """A share of those that are not plain."""
@@ -262,7 +297,7 @@ def _cluster(
     threshold_s = service_s * draws.log(ranges.threshold_ratio)
     timeout_s = threshold_s * draws.log(ranges.timeout_ratio)
     node_s = draws.log(ranges.node_startup_s)
-    sigma = np.full(draws.count, 0.3)
+    sigma = np.full(len(draws.service), 0.3)
     room = np.ceil(mean_pods * draws.even((1.0, 1.5)))
     columns = (capacity_rps, service_s, draws.even(ranges.service_cv), threshold_s, timeout_s)
     config = configure(
@@ -287,7 +322,7 @@ def _cluster(
         nodes=Nodes(
             free_pods=np.where(draws.trouble(ranges.node_share), room, AMPLE),
             pods_per_node=np.round(draws.log(ranges.pods_per_node)),
-            idle_s=np.full(draws.count, 600.0),
+            idle_s=np.full(len(draws.service), 600.0),
             startup=pods.startup_cdf(node_s, sigma, TICK_S, NODE_HORIZON_S),
         ),
         startup_horizon_s=STARTUP_HORIZON_S,
@@ -296,31 +331,36 @@ def _cluster(
     return config, threshold_s
 
 
-def _loads(
-    samples: int, own: Stock, rng: np.random.Generator, count: int, ranges: Ranges
-) -> tuple[Floats, Floats]:
+def _loads(samples: int, own: Stock, draws: _Draws, ranges: Ranges) -> tuple[Floats, Floats]:
     """Shapes `[N, samples]`, and yesterday's five-minute means `[N, samples / 20 + 3]` (NaN where unknown)."""
+    rng, count, moments = draws.rng, len(draws.service), draws.moments
     blocks = samples // history.BLOCK_TICKS + 3
     shape, yesterday = np.empty((count, samples)), np.full((count, blocks), np.nan)
-    is_long = rng.random(count) < 0.5
+    is_long = draws.some(0.5)
+    # Every moment of a service has a part of its curve to itself.
+    part_of = np.arange(count) % moments
+    span = own.short.shape[1] // moments
     rows = np.flatnonzero(~is_long)
     # A short curve runs at its own pace; a day stays a day.
-    pace = np.exp(rng.uniform(0.0, np.log(own.short.shape[1] / samples), len(rows)))
-    slack = own.short.shape[1] - 1 - pace * (samples - 1)
-    at = (rng.random(len(rows)) * slack)[:, None] + pace[:, None] * np.arange(samples)
+    pace = np.exp(draws.even((0.0, np.log(span / samples))))[rows]
+    slack = span - 1 - pace * (samples - 1)
+    begin = part_of[rows] * span + rng.random(len(rows)) * slack
+    at = begin[:, None] + pace[:, None] * np.arange(samples)
     whole = np.minimum(at.astype(np.int64), own.short.shape[1] - 2)
-    curve = rng.integers(0, len(own.short), len(rows))[:, None]
+    curve = draws.each(rng.integers(0, len(own.short), draws.services))[rows][:, None]
     part = at - whole
     shape[rows] = (1.0 - part) * own.short[curve, whole] + part * own.short[curve, whole + 1]
 
     rows = np.flatnonzero(is_long)
-    curve = rng.integers(0, len(own.long), len(rows))[:, None]
-    start = _DAY_TICKS + rng.integers(0, own.long.shape[1] - _DAY_TICKS - samples + 1, len(rows))[:, None]
+    curve = draws.each(rng.integers(0, len(own.long), draws.services))[rows][:, None]
+    span = (own.long.shape[1] - _DAY_TICKS) // moments
+    start = _DAY_TICKS + part_of[rows] * span + rng.integers(0, span - samples + 1, len(rows))
+    start = start[:, None]
     shape[rows] = own.long[curve, start + np.arange(samples)]
     ticks = blocks * history.BLOCK_TICKS
     before = own.long[curve, np.minimum(start - _DAY_TICKS + np.arange(ticks), own.long.shape[1] - 1)]
     means = before.reshape(len(rows), blocks, history.BLOCK_TICKS).mean(axis=2)
-    known = rng.random(len(rows)) < ranges.yesterday_share
+    known = draws.some(ranges.yesterday_share)[rows]
     yesterday[rows] = np.where(known[:, None], means, np.nan)
     return shape, yesterday
 

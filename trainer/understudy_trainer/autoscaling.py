@@ -29,7 +29,7 @@ from understudy_policy import actions, features
 from understudy_policy.actions import DECISION_TICKS, Row
 from understudy_policy.rows import as_torch_or_numpy, map_rows
 from understudy_simulator import audition, scenario
-from understudy_simulator.audition import Episode, State, Terms
+from understudy_simulator.audition import AIM_ROWS, AIMS, Episode, State, Terms
 from understudy_simulator.generators import FAMILIES
 from understudy_trainer import config as command_line
 from understudy_trainer.environment import Step, View
@@ -61,6 +61,10 @@ class AutoscalingConfig:
     """Services at once."""
     episode_ticks: int = Field(default=480, ge=DECISION_TICKS, multiple_of=DECISION_TICKS)
     """Length of an episode in ticks of 15 s; then it is truncated."""
+    moments: int = Field(default=4, ge=1)
+    """Times at which every service of a batch is met; how it is scaled best is known from the others."""
+    uncalibrated_share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the services for which nobody looked how they would have been scaled best in the past."""
     curves: int = Field(default=256, ge=len(FAMILIES))
     """Loads drawn for a batch of services; each serves several, at other times and paces."""
     batches: int = Field(default=6, ge=1)
@@ -73,9 +77,9 @@ class AutoscalingConfig:
     """Lowest price of a missed request, in units of the pod time that a request takes."""
     price_high: float = Field(default=40.0, gt=0)
     """Highest price."""
-    own_share: float = Field(default=0.25, ge=0, le=1)
-    """Weight of what a service's own reference pays in the unit of its rewards; the rest is what others pay at the
-    price. Of its own alone, trouble would be divided by itself and a policy would learn that spikes hardly matter."""
+    own_share: float = Field(default=0.75, ge=0, le=1)
+    """Weight of what a service pays over all of its moments, at its price, in the unit of its rewards; the rest is what
+    others pay at the price. Of one moment alone, trouble would be divided by itself, and spikes would hardly matter."""
     hints: bool = True
     """Let the critic, never the actor, see what is coming: the load, and what the reference will pay for it."""
     compiled: bool = False
@@ -90,12 +94,14 @@ class Batch:
         number: that all its draws follow from.
         episode: on the device; its prices are drawn anew in every life.
         rehearsed: every field is `[K, N, D]`, of `REFERENCE_ROWS`.
+        aimed: means over the decisions; every field is `[len(AIMS), N]`, of `AIM_ROWS`.
         lives: begun so far.
     """
 
     number: int
     episode: Episode
     rehearsed: Terms
+    aimed: Terms
     lives: int = 0
 
 
@@ -207,10 +213,21 @@ class AutoscalingEnvironment:
         config = self.config
         rng = np.random.default_rng([self.seed, 0, number])
         episode = as_torch_or_numpy(self.source(rng, config), self._tensor)
-        rows = [torch.full((config.workloads,), row, device=self.device) for row in REFERENCE_ROWS]
-        terms = [audition.rehearse(episode, row, self.program) for row in rows]
-        stacked = {f.name: torch.stack([getattr(one, f.name) for one in terms]) for f in fields(Terms)}
-        return Batch(number, episode, Terms(**stacked))
+        every = dict.fromkeys((*REFERENCE_ROWS, *AIM_ROWS))
+        terms = {
+            row: audition.rehearse(
+                episode, torch.full((config.workloads,), row, device=self.device), self.program
+            )
+            for row in every
+        }
+
+        def stacked(rows: tuple[int, ...]) -> Terms:
+            return Terms(
+                **{f.name: torch.stack([getattr(terms[row], f.name) for row in rows]) for f in fields(Terms)}
+            )
+
+        aimed = map_rows(lambda values: values.mean(dim=2), stacked(AIM_ROWS))
+        return Batch(number, episode, stacked(REFERENCE_ROWS), aimed)
 
     def _begin(self, batch: Batch) -> Tensor:
         """Put prices on the misses, calibrate the reference for them, and look for the first time."""
@@ -224,16 +241,40 @@ class AutoscalingEnvironment:
         rng = np.random.default_rng([self.seed, 1, batch.number, batch.lives])
         log_price = rng.uniform(math.log(config.price_low), math.log(config.price_high), config.workloads)
         self._price = self._tensor(np.exp(log_price).astype(np.float32))
-        settings = replace(batch.episode.settings, missed_request_price=self._price)
+        settings = replace(
+            batch.episode.settings,
+            missed_request_price=self._price,
+            calibrated_utilization=self._calibrated(batch, rng),
+        )
         self._episode = replace(batch.episode, settings=settings)
         earned = batch.rehearsed.reward(self._price[None, :, None], config.change_price)
         self._best = earned.sum(dim=2).argmax(dim=0)
         self.reference_row = torch.tensor(REFERENCE_ROWS, device=self.device)[self._best]
         self._reference = earned[self._best, torch.arange(config.workloads, device=self.device)]
-        own = -self._reference.mean(dim=1)
-        self._unit = config.own_share * own + (1.0 - config.own_share) * _alike(own, self._price)
+        usual = _alike(-self._reference.mean(dim=1), self._price)
+        self._unit = config.own_share * self._over_moments(batch) + (1.0 - config.own_share) * usual
         if self.hints:
             self._hints = self._what_comes(batch)
+
+    def _over_moments(self, batch: Batch) -> Tensor:
+        """Mean cost `[N]` per decision of a service over all of its moments, scaled by the row that is best there."""
+        service = batch.episode.service
+        cost, missed = (
+            _by_service(values.mean(dim=2), service)
+            for values in (batch.rehearsed.cost, batch.rehearsed.missed)
+        )
+        moments = torch.bincount(service)[service]
+        return (cost + self._price * missed).amin(dim=0) / moments
+
+    def _calibrated(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+        """Utilisation `[N]` at which a service did best in its other moments; NaN for those that nobody looked at."""
+        service, aimed = batch.episode.service, batch.aimed
+        cost, missed = (_by_service(values, service) - values for values in (aimed.cost, aimed.missed))
+        spent = cost + self._price * missed
+        levels = torch.tensor(AIMS, device=self.device)
+        alone = torch.bincount(service)[service] == 1
+        unseen = self._tensor(rng.random(self.num_envs) < self.config.uncalibrated_share)
+        return torch.where(alone | unseen, torch.nan, levels[spent.argmin(dim=0)])
 
     def _what_comes(self, batch: Batch) -> Tensor:
         """Hints `[decisions + 1, N, HINTS]` of this life."""
@@ -300,10 +341,16 @@ def made_up(ranges: scenario.Ranges | None = None) -> Source:
     allowed = ranges or scenario.Ranges()
 
     def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
-        own = scenario.stock(config.curves, rng, config.episode_ticks, allowed.families)
-        return scenario.draw(config.workloads, config.episode_ticks, own, rng, allowed)
+        own = scenario.stock(config.curves, rng, config.episode_ticks, allowed.families, config.moments)
+        return scenario.draw(config.workloads, config.episode_ticks, own, rng, allowed, config.moments)
 
     return draw
+
+
+def _by_service(values: Tensor, service: Tensor) -> Tensor:
+    """Sums of values `[K, N]` over the moments of a service, for each of them."""
+    total = values.new_zeros((len(values), int(service.max()) + 1))
+    return total.index_add(1, service, values)[:, service]
 
 
 def _alike(cost: Tensor, price: Tensor) -> Tensor:

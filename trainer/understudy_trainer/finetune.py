@@ -200,12 +200,18 @@ def _source(past: Past, generated_share: float) -> Source:
     def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
         others = round(generated_share * config.workloads)
         stock = scenario.stock(
-            config.curves if others else 1, rng, config.episode_ticks, scenario.Ranges().families
+            config.curves if others else 1,
+            rng,
+            config.episode_ticks,
+            scenario.Ranges().families,
+            config.moments,
         )
         own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng)
         if not others:
             return own
-        return concatenate(own, scenario.draw(others, config.episode_ticks, stock, rng))
+        return concatenate(
+            own, scenario.draw(others, config.episode_ticks, stock, rng, moments=config.moments)
+        )
 
     return draw
 

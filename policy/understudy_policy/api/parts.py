@@ -101,6 +101,14 @@ class Objective(ApiModel):
         description='Requests per second that one pod serves within the objective, such as 25 or "12.5"; '
         "Auto estimates it from request rate and CPU.",
     )
+    calibrated_utilization: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=1.5,
+        description="Utilisation at which scaling by the largest request rate of five minutes was cheapest in this "
+        "workload's past, such as 0.75; understudy calibrate prints it. Actors that learned with it go by it as by "
+        "experience (a model's card says so), others do not see it; leave it out where nobody looked.",
+    )
 
     rules = (
         Rule(

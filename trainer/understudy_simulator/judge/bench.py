@@ -143,7 +143,7 @@ def _judge(
     targets: Sequence[tuple[Path, str]],
 ) -> None:
     """What a worker does."""
-    results = hold(cells, entrants(policies, tuned))
+    results = hold(cells, entrants(policies, tuned), taking_part.aims())
     for result, (file, own) in zip(results, targets, strict=True):
         write(result, file, own)
 

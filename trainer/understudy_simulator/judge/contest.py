@@ -8,7 +8,7 @@ is decided later, from the figures: nothing here looks at a result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from understudy_policy.references.rule import RuleSignals
 from understudy_policy.rows import take
 from understudy_simulator.clairvoyant import Bound, bound
-from understudy_simulator.judge.world import Floats, Ints, Luck, World
+from understudy_simulator.judge.world import FIGURES, Floats, Ints, Luck, World
 from understudy_simulator.protocol import STARTUP_SIGMA, TICK_S, Cell, draw
 
 
@@ -33,6 +33,8 @@ class Where:
         latency_threshold_s: of the objective.
         min_replicas, max_replicas: int64.
         static_replicas: int64, the 95th percentile of the past's demand in pods.
+        aim_cost, aim_violation: `[N, K]` on the past, of a rule over five minutes at each of `audition.AIMS`; None:
+            nobody looked.
     """
 
     cell: Ints
@@ -44,6 +46,8 @@ class Where:
     min_replicas: Ints
     max_replicas: Ints
     static_replicas: Ints
+    aim_cost: Floats | None = None
+    aim_violation: Floats | None = None
 
 
 class Player(Protocol):
@@ -94,12 +98,13 @@ class CellResult:
     needed: NDArray[np.int64]
 
 
-def hold(cells: Sequence[Cell], entrants: Sequence[Entrant]) -> list[CellResult]:
+def hold(cells: Sequence[Cell], entrants: Sequence[Entrant], aims: Entrant | None = None) -> list[CellResult]:
     """Run everybody on cells of equal length.
 
     Args:
         cells: with the same `ticks`, `past_ticks` and `seeds`.
         entrants: who takes part.
+        aims: play the past before everybody else, so that policies can be told the best of them.
 
     Returns:
         One result per cell.
@@ -125,9 +130,13 @@ def hold(cells: Sequence[Cell], entrants: Sequence[Entrant]) -> list[CellResult]
         ]
         for cell, chance in zip(cells, chances, strict=True)
     ]
+    luck, needed = Luck.of(chances), _needed(bounds, first.past_ticks)
     layout = _Layout(len(cells), first.seeds, [len(e.labels) for e in entrants])
-    world = World(cells, Luck.of(chances), layout.run, _needed(bounds, first.past_ticks))
+    world = World(cells, luck, layout.run, needed)
     where = _where(cells, world.cell)
+    if aims is not None:
+        cost, violation = _on_the_past(cells, luck, needed, aims)
+        where = replace(where, aim_cost=cost[world.cell], aim_violation=violation[world.cell])
     players = [
         entrant.play(layout.configuration[block], take(where, block))
         for entrant, block in zip(entrants, layout.blocks, strict=True)
@@ -150,6 +159,18 @@ def hold(cells: Sequence[Cell], entrants: Sequence[Entrant]) -> list[CellResult]
         )
         for k, (cell, chance) in enumerate(zip(cells, chances, strict=True))
     ]
+
+
+def _on_the_past(cells: Sequence[Cell], luck: Luck, needed: Ints, entrant: Entrant) -> tuple[Floats, Floats]:
+    """Mean cost and violation `[cells, configurations]` of somebody who plays the past alone."""
+    layout = _Layout(len(cells), cells[0].seeds, [len(entrant.labels)])
+    world = World(cells, luck, layout.run, needed)
+    player = entrant.play(layout.configuration, _where(cells, world.cell))
+    world.begin(0)
+    for tick in range(cells[0].past_ticks):
+        world.step(player.decide(world.values, world.seen, tick * TICK_S))
+    figures = layout.by_cell(world.figures()).mean(axis=-1)
+    return figures[:, FIGURES.index("cost")], figures[:, FIGURES.index("violation")]
 
 
 class _Layout:

@@ -12,10 +12,11 @@ import numpy as np
 
 from understudy_policy import actions, calibration, decision, signals
 from understudy_policy.artifact import Actor, load
-from understudy_policy.calibration import Choice, FixedChoice, Workload
+from understudy_policy.calibration import Choice, FixedChoice, RowChoice, Workload
 from understudy_policy.references.rule import Rule, RuleSignals
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
+from understudy_simulator.audition import AIM_ROWS, AIMS
 from understudy_simulator.judge.contest import Entrant, Player, Where
 from understudy_simulator.judge.world import Floats, Ints
 from understudy_simulator.protocol import TICK_S
@@ -71,6 +72,11 @@ class _RulePlayer:
 def rules() -> list[Entrant]:
     """All rules of the protocol."""
     return [*(_of_choices(name, choices) for name, choices in CHOICES.items()), _static()]
+
+
+def aims() -> Entrant:
+    """The rule over five minutes at every utilisation of which a policy is told the best."""
+    return _of_choices("aim", tuple(RowChoice(row) for row in AIM_ROWS))
 
 
 def _of_choices(name: str, choices: Sequence[Choice]) -> Entrant:
@@ -156,6 +162,18 @@ class _Duty:
     until_s: float = math.inf
 
 
+def _calibrated(price: Floats, where: Where) -> Floats:
+    """Utilisation that was best on the past at such a price; NaN where nobody looked."""
+    if where.aim_cost is None or where.aim_violation is None:
+        return np.full(len(price), np.nan)
+    return best_aim(price, where.aim_cost, where.aim_violation)
+
+
+def best_aim(price: Floats, cost: Floats, violation: Floats) -> Floats:
+    """Which of `audition.AIMS` is cheapest at prices `[N]`, for costs and violations `[N, K]` of all of them."""
+    return np.array(AIMS)[(cost + price[:, None] * violation).argmin(axis=1)]
+
+
 class _PolicyPlayer:
     """Actors inside the operator's own decision program, each on its duty, at full authority and without the guards.
 
@@ -174,6 +192,7 @@ class _PolicyPlayer:
             given_capacity_rps=where.capacity_rps,
             reference_target=np.full(count, 0.7),
             tick_s=TICK_S,
+            calibrated_utilization=_calibrated(price, where),
         )
         self._state = decision.initial_state(count)
         self._fresh = np.zeros((count, len(Signal)))
