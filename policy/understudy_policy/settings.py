@@ -40,8 +40,8 @@ class Settings:
         slo_target: `[N]` share of requests that must stay below it.
         missed_request_price: `[N]` pods' worth of cost for the whole demand missed: the preference.
         given_capacity_rps: `[N]` requests per second of one pod; NaN: estimate it.
-        calibrated_utilization: `[N]` utilisation at which a rule that goes by the largest rate of five minutes did best
-            in this workload's past at that price; NaN where nobody looked.
+        calibrated_utilization: `[N]` utilisation of that capacity at which a rule that goes by the largest rate of five
+            minutes did best in this workload's past at that price; NaN where nobody looked.
         reference_signal: `[N]` int64, `REFERENCE_CPU` or `REFERENCE_RATE`.
         reference_target: `[N]` utilisation that the reference aims at.
         behavior: HPA v2 scaling behaviour.

@@ -74,8 +74,9 @@ def test_a_service_is_told_at_which_utilisation_it_did_best_at_other_times() -> 
     told = world._episode.settings.calibrated_utilization
     for row in range(config.workloads):
         others = [k for k in range(4 * (row // 4), 4 * (row // 4) + 4) if k != row]
-        spent = batch.aimed.cost[:, others] + seen.price[row] * batch.aimed.missed[:, others]
-        assert told[row] == pytest.approx(AIMS[int(spent.sum(dim=1).argmin())])
+        spent = (batch.aimed.cost[:, others] + seen.price[row] * batch.aimed.missed[:, others]).sum(dim=1)
+        (level,) = [k for k, aim in enumerate(AIMS) if told[row] == pytest.approx(aim)]
+        assert spent[level] <= spent.min() * (1.0 + 2e-5)
 
 
 def test_moments_of_a_service_have_its_pods_and_its_objective_and_loads_and_luck_of_their_own() -> None:

@@ -100,10 +100,11 @@ def test_calibrate_prints_a_manifest_and_says_what_it_saves(history):
     assert "of a stock HPA's adjusted cost" in result.stderr
     assert "95 % interval" in result.stderr
     assert "a pod serves 20 requests/s of 0.05 s each" in result.stderr
-    (told,) = re.findall(r"calibratedUtilization, by its missedRequestPrice: (.*)", result.stderr)
-    utilizations = [float(pair.split(" at ")[0]) for pair in told.split(", ")]
-    assert len(utilizations) == 7
-    assert utilizations == sorted(utilizations, reverse=True), "the dearer a miss, the more head-room"
+    (told,) = re.findall(r"calibratedUtilization of capacityPerPod 20, by its missedRequestPrice: (.*)",
+                         result.stderr)  # fmt: skip
+    utilizations, prices = zip(*(map(float, pair.split(" at ")) for pair in told.split(", ")), strict=True)
+    assert 10 in prices, "the default"
+    assert list(utilizations) == sorted(utilizations, reverse=True), "the dearer a miss, the more head-room"
 
 
 def test_replay_asks_prometheus_and_says_what_would_have_been_saved(tmp_path):

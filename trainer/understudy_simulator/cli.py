@@ -128,7 +128,11 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
                 err=True,
             )
             aims = ", ".join(f"{aim:g} at {price:g}" for price, aim in _aims(results).items())
-            typer.echo(f"an RLPolicy's calibratedUtilization, by its missedRequestPrice: {aims}", err=True)
+            typer.echo(
+                f"an RLPolicy's calibratedUtilization of capacityPerPod {capacity_rps:g}, "
+                f"by its missedRequestPrice: {aims}",
+                err=True,
+            )
             most = max(cell.max_replicas for cell in cells)
             target = ScaleTarget(name, min_replicas, max_replicas or most, namespace)
             rate = RateQuery(
@@ -292,6 +296,7 @@ def _aims(results: Sequence[CellResult]) -> dict[float, float]:
     """At which utilisation a rule over five minutes was cheapest on all of it, by the price of a missed request."""
     import numpy as np
 
+    from understudy_policy.api.parts import Objective
     from understudy_simulator.audition import AIM_ROWS
     from understudy_simulator.judge.entrants import PREFERENCES, ROW, best_aim
     from understudy_simulator.judge.world import FIGURES
@@ -308,8 +313,9 @@ def _aims(results: Sequence[CellResult]) -> dict[float, float]:
         )
         for k in (FIGURES.index("cost"), FIGURES.index("violation"))
     )
-    aims = best_aim(np.array(PREFERENCES), cost[None], violation[None])
-    return dict(zip(PREFERENCES, aims.tolist(), strict=True))
+    usual = Objective.model_fields["missed_request_price"].default
+    prices = sorted({*PREFERENCES, float(usual)})
+    return dict(zip(prices, best_aim(np.array(prices), cost[None], violation[None]).tolist(), strict=True))
 
 
 def _calibrated(results: Sequence[CellResult]) -> tuple[Calibration, float]:

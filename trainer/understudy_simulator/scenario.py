@@ -134,8 +134,8 @@ class Stock:
     """Curves to take loads from.
 
     Attributes:
-        short: `[P, L]` float32, whose events all fall within a few hours.
-        long: `[P, M]` float32 over two days, so that yesterday can be told.
+        short: `[P, L]` float32, some hours; all moments of a service find a part to themselves.
+        long: `[P, M]` float32, a day more, so that yesterday can be told.
     """
 
     short: NDArray[np.float32]
@@ -204,9 +204,10 @@ def draw(
     ranges = ranges or Ranges()
     draws = _Draws(count, rng, ranges.plain_share, moments)
     samples = PAST_TICKS + ticks
-    if own.short.shape[1] < samples:
+    if own.short.shape[1] // moments < samples:
         raise ValueError(
-            f"ticks is {ticks}; this stock was drawn for at most {own.short.shape[1] - PAST_TICKS}."
+            f"ticks is {ticks}; this stock was drawn for at most {own.short.shape[1] // moments - PAST_TICKS} "
+            f"at each of {moments} moments."
         )
     shape, yesterday = _loads(samples, own, draws, ranges)
     scale = 1.0 / np.maximum(draws.mean(shape[:, PAST_TICKS:].mean(axis=1)), 1e-6)

@@ -62,9 +62,10 @@ class AutoscalingConfig:
     episode_ticks: int = Field(default=480, ge=DECISION_TICKS, multiple_of=DECISION_TICKS)
     """Length of an episode in ticks of 15 s; then it is truncated."""
     moments: int = Field(default=4, ge=1)
-    """Times at which every service of a batch is met; how it is scaled best is known from the others."""
+    """Times at which every service of a batch is met; how it is scaled best is known from the others. With 1 nobody is
+    told anything, and `own_share` should be lower."""
     uncalibrated_share: float = Field(default=0.25, ge=0, le=1)
-    """Share of the services for which nobody looked how they would have been scaled best in the past."""
+    """Share of the moments at which nobody has looked how the service is scaled best."""
     curves: int = Field(default=256, ge=len(FAMILIES))
     """Loads drawn for a batch of services; each serves several, at other times and paces."""
     batches: int = Field(default=6, ge=1)
@@ -274,7 +275,9 @@ class AutoscalingEnvironment:
         levels = torch.tensor(AIMS, device=self.device)
         alone = torch.bincount(service)[service] == 1
         unseen = self._tensor(rng.random(self.num_envs) < self.config.uncalibrated_share)
-        return torch.where(alone | unseen, torch.nan, levels[spent.argmin(dim=0)])
+        # The lowest of those that are equally good but for rounding.
+        best = (spent <= (1.0 + 1e-5) * spent.amin(dim=0)).int().argmax(dim=0)
+        return torch.where(alone | unseen, torch.nan, levels[best])
 
     def _what_comes(self, batch: Batch) -> Tensor:
         """Hints `[decisions + 1, N, HINTS]` of this life."""

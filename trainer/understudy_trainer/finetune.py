@@ -103,8 +103,12 @@ def finetune(
     world = AutoscalingEnvironment(
         options.world, options.seed, source=_source(learned, options.generated_share), program=program
     )
+    # What is measured on tells nobody how it would have been scaled best: that would be looking.
     measured = AutoscalingEnvironment(
-        options.world, 0, source=_source(judged or learned, 0.0), program=program
+        replace(options.world, uncalibrated_share=1.0),
+        0,
+        source=_source(judged or learned, 0.0),
+        program=program,
     )
     validation = Validation(measured)
     with make_progress(console or Console(quiet=True)) as progress:

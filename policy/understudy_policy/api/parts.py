@@ -105,9 +105,10 @@ class Objective(ApiModel):
         default=None,
         ge=0.1,
         le=1.5,
-        description="Utilisation at which scaling by the largest request rate of five minutes was cheapest in this "
-        "workload's past, such as 0.75; understudy calibrate prints it. Actors that learned with it go by it as by "
-        "experience (a model's card says so), others do not see it; leave it out where nobody looked.",
+        description="Utilisation of capacityPerPod (give that as well) at which scaling by the largest request rate of "
+        "five minutes was cheapest in this workload's past, such as 0.75; understudy calibrate prints it. Actors that "
+        "learned with it go by it as by experience (a model's card says so), others do not see it; leave it out where "
+        "nobody looked.",
     )
 
     rules = (

@@ -143,7 +143,8 @@ def _judge(
     targets: Sequence[tuple[Path, str]],
 ) -> None:
     """What a worker does."""
-    results = hold(cells, entrants(policies, tuned), taking_part.aims())
+    told = taking_part.aims() if policies else None
+    results = hold(cells, entrants(policies, tuned), told)
     for result, (file, own) in zip(results, targets, strict=True):
         write(result, file, own)
 
