@@ -254,7 +254,8 @@ class _Draws:
     def __init__(self, count: int, rng: np.random.Generator, plain_share: float, moments: int = 1) -> None:
         self.rng, self.moments = rng, moments
         self.service = np.arange(count) // moments
-        self.services = -(-count // moments)
+        self.first = np.arange(0, count, moments)
+        self.services = len(self.first)
         self.plain = self.some(plain_share)
 
     def each(self, drawn: NDArray[Any]) -> NDArray[Any]:
@@ -263,12 +264,11 @@ class _Draws:
 
     def mean(self, values: Floats) -> Floats:
         """Mean over the moments of a service, for each of them."""
-        first = np.arange(self.services) * self.moments
-        return self.each(np.add.reduceat(values, first) / np.bincount(self.service))
+        return self.each(np.add.reduceat(values, self.first) / np.bincount(self.service))
 
     def most(self, values: Floats) -> Floats:
         """The same with the largest."""
-        return self.each(np.maximum.reduceat(values, np.arange(self.services) * self.moments))
+        return self.each(np.maximum.reduceat(values, self.first))
 
     def even(self, between: Range) -> Floats:
         return self.each(self.rng.uniform(*between, self.services))
