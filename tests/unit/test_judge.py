@@ -10,6 +10,7 @@ import pytest
 
 from small_contest import SMALL, cells, constant_actor, wave
 from understudy_policy import actions
+from understudy_simulator.audition import best_aim
 from understudy_simulator.judge import bench, report, show, summary
 from understudy_simulator.judge.contest import CellResult, Entrant, hold
 from understudy_simulator.judge.entrants import (
@@ -22,7 +23,6 @@ from understudy_simulator.judge.entrants import (
     SWEPT,
     TUNED,
     aims,
-    best_aim,
     rules,
 )
 from understudy_simulator.judge.summary import Contest, document
@@ -172,9 +172,9 @@ def test_a_policy_is_told_at_which_utilisation_it_would_have_started_on_the_past
 
 @pytest.mark.parametrize(("price", "best"), [(0.5, 0.95), (30.0, 0.66)])
 def test_the_utilisation_that_is_told_is_the_cheapest_at_the_price(price, best):
-    cost = np.array([[2.0, 1.9, 1.7, 1.5, 1.35, 1.2, 1.1, 1.0]])
-    missed = np.array([[0.0, 0.0, 0.0, 0.001, 0.01, 0.05, 0.1, 0.5]])
-    assert best_aim(np.array([price]), cost, missed) == [best]
+    cost = np.array([2.0, 1.9, 1.7, 1.5, 1.35, 1.2, 1.1, 1.0])
+    missed = np.array([0.0, 0.0, 0.0, 0.001, 0.01, 0.05, 0.1, 0.5])
+    assert best_aim(np.array([price]), cost[:, None], missed[:, None]) == [best]
 
 
 def test_a_cell_fares_the_same_alone_and_in_company(judged, contest):

@@ -307,6 +307,19 @@ def calibrate(episode: Episode, rows: Sequence[int], program: Program = PLAIN) -
     return xp.asarray(rows, device=device(episode.rate_rps))[xp.argmin(xp.stack(adjusted), axis=0)]
 
 
+def best_aim(price: Array, cost: Array, missed: Array) -> Array:
+    """Which of `AIMS` was cheapest, `[N]`; of those that differ by rounding alone, the lowest.
+
+    Args:
+        price: `[N]` of a missed request.
+        cost, missed: `[len(AIMS), N]` of a rule over five minutes at each of them.
+    """
+    xp = namespace(cost)
+    spent = cost + price * missed
+    cheapest = xp.astype(spent <= (1.0 + 1e-5) * xp.min(spent, axis=0), xp.int8)
+    return xp.asarray(AIMS, dtype=cost.dtype, device=device(cost))[xp.argmax(cheapest, axis=0)]
+
+
 def _pass(episode: Episode, state: State, action: Array, program: Program) -> tuple[State, Terms]:
     xp, body = namespace(state.rate), state.body
     number = episode.row_rule[action]

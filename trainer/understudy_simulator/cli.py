@@ -31,6 +31,9 @@ from understudy_simulator.own import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from understudy_policy.calibration import Calibration
     from understudy_simulator.judge.bench import Tuned
     from understudy_simulator.judge.contest import CellResult
@@ -297,25 +300,36 @@ def _aims(results: Sequence[CellResult]) -> dict[float, float]:
     import numpy as np
 
     from understudy_policy.api.parts import Objective
-    from understudy_simulator.audition import AIM_ROWS
-    from understudy_simulator.judge.entrants import PREFERENCES, ROW, best_aim
-    from understudy_simulator.judge.world import FIGURES
-    from understudy_simulator.protocol import PAST_SHARE
+    from understudy_simulator.audition import AIM_ROWS, best_aim
+    from understudy_simulator.judge.entrants import PREFERENCES, ROW
 
     rows = np.flatnonzero(np.array(results[0].entrants) == ROW)[list(AIM_ROWS)]
     cost, violation = (
-        np.mean(
-            [
-                (PAST_SHARE * result.past[k] + (1.0 - PAST_SHARE) * result.future[k])[rows].mean(axis=1)
-                for result in results
-            ],
-            axis=0,
-        )
-        for k in (FIGURES.index("cost"), FIGURES.index("violation"))
+        _in_all(*_played(results, name, rows)).mean(axis=1, keepdims=True) for name in ("cost", "violation")
     )
     usual = Objective.model_fields["missed_request_price"].default
     prices = sorted({*PREFERENCES, float(usual)})
-    return dict(zip(prices, best_aim(np.array(prices), cost[None], violation[None]).tolist(), strict=True))
+    return dict(zip(prices, best_aim(np.array(prices), cost, violation).tolist(), strict=True))
+
+
+def _played(
+    results: Sequence[CellResult], figure: str, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A figure of some configurations in the pasts and in the futures of all parts, `[len(rows), parts × seeds]`."""
+    import numpy as np
+
+    from understudy_simulator.judge.world import FIGURES
+
+    k = FIGURES.index(figure)
+    past = np.concatenate([result.past[k, rows] for result in results], axis=1)
+    return past, np.concatenate([result.future[k, rows] for result in results], axis=1)
+
+
+def _in_all(past: NDArray[np.float64], future: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over both, by how long they last."""
+    from understudy_simulator.protocol import PAST_SHARE
+
+    return PAST_SHARE * past + (1.0 - PAST_SHARE) * future
 
 
 def _calibrated(results: Sequence[CellResult]) -> tuple[Calibration, float]:
@@ -324,17 +338,13 @@ def _calibrated(results: Sequence[CellResult]) -> tuple[Calibration, float]:
 
     from understudy_policy import calibration
     from understudy_simulator.judge.entrants import CHOICES, KNATIVE
-    from understudy_simulator.judge.world import FIGURES
-    from understudy_simulator.protocol import PAST_SHARE
 
     # Knative's autoscaler has no manifest of its own kind that would fit another workload.
     names = [name for name in CHOICES if name != KNATIVE]
-    rows = np.isin(results[0].entrants, names)
-    adjusted = FIGURES.index("adjusted")
-    past = np.concatenate([result.past[adjusted, rows] for result in results], axis=1)
-    future = np.concatenate([result.future[adjusted, rows] for result in results], axis=1)
+    rows = np.flatnonzero(np.isin(results[0].entrants, names))
+    past, future = _played(results, "adjusted", rows)
     # Stock comes first among the entrants, as `calibrate` asks for it.
     _, *choices = (choice for name in names for choice in CHOICES[name])
-    winner = calibration.calibrate(lambda _: PAST_SHARE * past + (1.0 - PAST_SHARE) * future, choices)
+    winner = calibration.calibrate(lambda _: _in_all(past, future), choices)
     chosen = int(np.argmin(past.mean(axis=1)))
     return winner, float(1.0 - future[chosen].mean() / future[0].mean())

@@ -29,7 +29,7 @@ from understudy_policy import actions, features
 from understudy_policy.actions import DECISION_TICKS, Row
 from understudy_policy.rows import as_torch_or_numpy, map_rows
 from understudy_simulator import audition, scenario
-from understudy_simulator.audition import AIM_ROWS, AIMS, Episode, State, Terms
+from understudy_simulator.audition import AIM_ROWS, Episode, State, Terms
 from understudy_simulator.generators import FAMILIES
 from understudy_trainer import config as command_line
 from understudy_trainer.environment import Step, View
@@ -95,14 +95,17 @@ class Batch:
         number: that all its draws follow from.
         episode: on the device; its prices are drawn anew in every life.
         rehearsed: every field is `[K, N, D]`, of `REFERENCE_ROWS`.
-        aimed: means over the decisions; every field is `[len(AIMS), N]`, of `AIM_ROWS`.
+        over_moments: the same, the mean over the decisions of all moments of a service: `[K, N]`.
+        elsewhere: of `AIM_ROWS`, summed over the other moments of a service: `[len(AIMS), N]`; None where nobody is
+            told.
         lives: begun so far.
     """
 
     number: int
     episode: Episode
     rehearsed: Terms
-    aimed: Terms
+    over_moments: Terms
+    elsewhere: Terms | None
     lives: int = 0
 
 
@@ -214,7 +217,8 @@ class AutoscalingEnvironment:
         config = self.config
         rng = np.random.default_rng([self.seed, 0, number])
         episode = as_torch_or_numpy(self.source(rng, config), self._tensor)
-        every = dict.fromkeys((*REFERENCE_ROWS, *AIM_ROWS))
+        told = config.moments > 1 and config.uncalibrated_share < 1.0
+        every = dict.fromkeys((*REFERENCE_ROWS, *AIM_ROWS) if told else REFERENCE_ROWS)
         terms = {
             row: audition.rehearse(
                 episode, torch.full((config.workloads,), row, device=self.device), self.program
@@ -227,8 +231,20 @@ class AutoscalingEnvironment:
                 **{f.name: torch.stack([getattr(terms[row], f.name) for row in rows]) for f in fields(Terms)}
             )
 
-        aimed = map_rows(lambda values: values.mean(dim=2), stacked(AIM_ROWS))
-        return Batch(number, episode, stacked(REFERENCE_ROWS), aimed)
+        service = episode.service
+        moments = torch.bincount(service)[service]
+        rehearsed = stacked(REFERENCE_ROWS)
+        return Batch(
+            number,
+            episode,
+            rehearsed,
+            over_moments=map_rows(lambda v: _by_service(v.mean(dim=2), service) / moments, rehearsed),
+            elsewhere=map_rows(
+                lambda v: _by_service(v.mean(dim=2), service) - v.mean(dim=2), stacked(AIM_ROWS)
+            )
+            if told
+            else None,
+        )
 
     def _begin(self, batch: Batch) -> Tensor:
         """Put prices on the misses, calibrate the reference for them, and look for the first time."""
@@ -253,31 +269,20 @@ class AutoscalingEnvironment:
         self.reference_row = torch.tensor(REFERENCE_ROWS, device=self.device)[self._best]
         self._reference = earned[self._best, torch.arange(config.workloads, device=self.device)]
         usual = _alike(-self._reference.mean(dim=1), self._price)
-        self._unit = config.own_share * self._over_moments(batch) + (1.0 - config.own_share) * usual
+        own = (batch.over_moments.cost + self._price * batch.over_moments.missed).amin(dim=0)
+        self._unit = config.own_share * own + (1.0 - config.own_share) * usual
         if self.hints:
             self._hints = self._what_comes(batch)
 
-    def _over_moments(self, batch: Batch) -> Tensor:
-        """Mean cost `[N]` per decision of a service over all of its moments, scaled by the row that is best there."""
-        service = batch.episode.service
-        cost, missed = (
-            _by_service(values.mean(dim=2), service)
-            for values in (batch.rehearsed.cost, batch.rehearsed.missed)
-        )
-        moments = torch.bincount(service)[service]
-        return (cost + self._price * missed).amin(dim=0) / moments
-
     def _calibrated(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Utilisation `[N]` at which a service did best in its other moments; NaN for those that nobody looked at."""
-        service, aimed = batch.episode.service, batch.aimed
-        cost, missed = (_by_service(values, service) - values for values in (aimed.cost, aimed.missed))
-        spent = cost + self._price * missed
-        levels = torch.tensor(AIMS, device=self.device)
+        if batch.elsewhere is None:
+            return torch.full_like(self._price, torch.nan)
+        service = batch.episode.service
         alone = torch.bincount(service)[service] == 1
         unseen = self._tensor(rng.random(self.num_envs) < self.config.uncalibrated_share)
-        # The lowest of those that are equally good but for rounding.
-        best = (spent <= (1.0 + 1e-5) * spent.amin(dim=0)).int().argmax(dim=0)
-        return torch.where(alone | unseen, torch.nan, levels[best])
+        best: Tensor = audition.best_aim(self._price, batch.elsewhere.cost, batch.elsewhere.missed)
+        return torch.where(alone | unseen, torch.nan, best)
 
     def _what_comes(self, batch: Batch) -> Tensor:
         """Hints `[decisions + 1, N, HINTS]` of this life."""

@@ -7,7 +7,7 @@ is decided later, from the figures: nothing here looks at a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -133,10 +133,11 @@ def hold(cells: Sequence[Cell], entrants: Sequence[Entrant], aims: Entrant | Non
     luck, needed = Luck.of(chances), _needed(bounds, first.past_ticks)
     layout = _Layout(len(cells), first.seeds, [len(e.labels) for e in entrants])
     world = World(cells, luck, layout.run, needed)
-    where = _where(cells, world.cell)
+    where = _where(cells)
     if aims is not None:
-        cost, violation = _on_the_past(cells, luck, needed, aims)
-        where = replace(where, aim_cost=cost[world.cell], aim_violation=violation[world.cell])
+        cost, violation = _on_the_past(cells, luck, needed, aims, where)
+        where = replace(where, aim_cost=cost, aim_violation=violation)
+    where = take(where, world.cell)
     players = [
         entrant.play(layout.configuration[block], take(where, block))
         for entrant, block in zip(entrants, layout.blocks, strict=True)
@@ -161,14 +162,15 @@ def hold(cells: Sequence[Cell], entrants: Sequence[Entrant], aims: Entrant | Non
     ]
 
 
-def _on_the_past(cells: Sequence[Cell], luck: Luck, needed: Ints, entrant: Entrant) -> tuple[Floats, Floats]:
+def _on_the_past(
+    cells: Sequence[Cell], luck: Luck, needed: Ints, entrant: Entrant, where: Where
+) -> tuple[Floats, Floats]:
     """Mean cost and violation `[cells, configurations]` of somebody who plays the past alone."""
     layout = _Layout(len(cells), cells[0].seeds, [len(entrant.labels)])
     world = World(cells, luck, layout.run, needed)
-    player = entrant.play(layout.configuration, _where(cells, world.cell))
-    world.begin(0)
-    for tick in range(cells[0].past_ticks):
-        world.step(player.decide(world.values, world.seen, tick * TICK_S))
+    player = entrant.play(layout.configuration, take(where, world.cell))
+    for _ in _play(world, [player], layout, range(cells[0].past_ticks)):
+        pass
     figures = layout.by_cell(world.figures()).mean(axis=-1)
     return figures[:, FIGURES.index("cost")], figures[:, FIGURES.index("violation")]
 
@@ -214,40 +216,45 @@ def _run(
     cell: Cell,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int16]]:
     """Figures of the past and of the future `[F, N]`, and the replicas of the first seed `[T, cells, C]`."""
-    figures = []
-    replicas = np.zeros((cell.ticks - cell.past_ticks, int(layout.first_seed.sum())), np.int16)
-    wanted = np.zeros(len(layout.run), np.int64)
-    for start, end in ((0, cell.past_ticks), (cell.past_ticks, cell.ticks)):
-        world.begin(start)
-        for tick in range(start, end):
-            for player, block in zip(players, layout.blocks, strict=True):
-                wanted[block] = player.decide(world.values[block], take(world.seen, block), tick * TICK_S)
-            world.step(wanted.copy())
-            if start:
-                replicas[tick - start] = np.minimum(wanted[layout.first_seed], np.iinfo(np.int16).max)
-        figures.append(world.figures())
-    return figures[0], figures[1], layout.of_first_seed(replicas)
+    for _ in _play(world, players, layout, range(cell.past_ticks)):
+        pass
+    past = world.figures()
+    most = np.iinfo(np.int16).max
+    replicas = [
+        np.minimum(wanted[layout.first_seed], most).astype(np.int16)
+        for wanted in _play(world, players, layout, range(cell.past_ticks, cell.ticks))
+    ]
+    return past, world.figures(), layout.of_first_seed(np.stack(replicas))
 
 
-def _where(cells: Sequence[Cell], cell: Ints) -> Where:
-    def column(values: Sequence[float], dtype: type = np.float64) -> NDArray[Any]:
-        return np.array(values, dtype)[cell]
+def _play(world: World, players: Sequence[Player], layout: _Layout, ticks: range) -> Iterator[Ints]:
+    """Let everybody play from a start of the world; what was asked for in each tick, `[N]`, as it passes."""
+    world.begin(ticks.start)
+    for tick in ticks:
+        wanted = np.zeros(len(layout.run), np.int64)
+        for player, block in zip(players, layout.blocks, strict=True):
+            wanted[block] = player.decide(world.values[block], take(world.seen, block), tick * TICK_S)
+        world.step(wanted)
+        yield wanted
 
+
+def _where(cells: Sequence[Cell]) -> Where:
+    """Of every cell."""
     past = [c.curve.timestamp_s < c.past_ticks * TICK_S for c in cells]
     static = [
         max(1, int(np.ceil(np.quantile(c.curve.requests_per_second[p], 0.95) / c.service.capacity_rps)))
         for c, p in zip(cells, past, strict=True)
     ]
     return Where(
-        cell=cell,
-        half_past_s=column([c.half_past_tick * TICK_S for c in cells]),
-        past_s=column([c.past_ticks * TICK_S for c in cells]),
-        capacity_rps=column([c.service.capacity_rps for c in cells]),
-        service_s=column([c.service.service_s for c in cells]),
-        latency_threshold_s=column([c.service.latency_threshold_s for c in cells]),
-        min_replicas=np.ones(len(cell), np.int64),
-        max_replicas=column([c.max_replicas for c in cells], np.int64),
-        static_replicas=column(static, np.int64),
+        cell=np.arange(len(cells)),
+        half_past_s=np.array([c.half_past_tick * TICK_S for c in cells]),
+        past_s=np.array([c.past_ticks * TICK_S for c in cells]),
+        capacity_rps=np.array([c.service.capacity_rps for c in cells]),
+        service_s=np.array([c.service.service_s for c in cells]),
+        latency_threshold_s=np.array([c.service.latency_threshold_s for c in cells]),
+        min_replicas=np.ones(len(cells), np.int64),
+        max_replicas=np.array([c.max_replicas for c in cells]),
+        static_replicas=np.array(static),
     )
 
 

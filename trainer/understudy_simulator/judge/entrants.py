@@ -16,7 +16,7 @@ from understudy_policy.calibration import Choice, FixedChoice, RowChoice, Worklo
 from understudy_policy.references.rule import Rule, RuleSignals
 from understudy_policy.settings import Settings
 from understudy_policy.signals import Signal
-from understudy_simulator.audition import AIM_ROWS, AIMS
+from understudy_simulator.audition import AIM_ROWS, best_aim
 from understudy_simulator.judge.contest import Entrant, Player, Where
 from understudy_simulator.judge.world import Floats, Ints
 from understudy_simulator.protocol import TICK_S
@@ -166,12 +166,8 @@ def _calibrated(price: Floats, where: Where) -> Floats:
     """Utilisation that was best on the past at such a price; NaN where nobody looked."""
     if where.aim_cost is None or where.aim_violation is None:
         return np.full(len(price), np.nan)
-    return best_aim(price, where.aim_cost, where.aim_violation)
-
-
-def best_aim(price: Floats, cost: Floats, violation: Floats) -> Floats:
-    """Which of `audition.AIMS` is cheapest at prices `[N]`, for costs and violations `[N, K]` of all of them."""
-    return np.array(AIMS)[(cost + price[:, None] * violation).argmin(axis=1)]
+    found: Floats = best_aim(price, where.aim_cost.T, where.aim_violation.T)
+    return found
 
 
 class _PolicyPlayer:
