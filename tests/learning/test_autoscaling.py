@@ -16,8 +16,9 @@ from understudy_simulator import audition
 from understudy_simulator.audition import AIM_ROWS, AIMS
 from understudy_trainer import actors, export, train
 from understudy_trainer.actor_critic import ActorCritic
-from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment, _ahead
+from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.environment import Step
+from understudy_trainer.hints import _ahead
 from understudy_trainer.networks import Actor
 from understudy_trainer.options import OptionsError, read_options
 from understudy_trainer.training import make_model

@@ -6,9 +6,7 @@ of the noise (in the literature: input-dependent baselines, arXiv:1807.02264; co
 a number that no action changes does not change which action is best. The difference is told in units of a usual
 cost, so that a service in trouble does not shout the others down, whatever its preference.
 
-For the same reason the critic may look ahead. What the load will be and what the calibrated row will pay for it are
-settled before the actor decides anything, so a value that knows them is still a baseline without bias, and a better
-one. The actor never sees these *hints*.
+For the same reason the critic may look ahead, by `hints` that the actor never sees.
 """
 
 from __future__ import annotations
@@ -33,6 +31,7 @@ from understudy_simulator.audition import AIM_ROWS, Episode, State, Terms
 from understudy_simulator.generators import FAMILIES
 from understudy_trainer import config as command_line
 from understudy_trainer.environment import Step, View
+from understudy_trainer.hints import HINTS, what_comes
 
 Source = Callable[[np.random.Generator, "AutoscalingConfig"], Episode]
 """Draws the services of a batch, in NumPy."""
@@ -45,12 +44,6 @@ REFERENCE_ROWS = tuple(
 
 ALIKE = 128
 """Services on either side in the order of prices that say what is usual at a price."""
-
-HINT_WINDOWS = ((0, 1), (1, 3), (3, 7), (7, 15))
-"""Decisions ahead, from and until, over which a hint is the mean of what comes."""
-
-HINTS = 3 * len(HINT_WINDOWS) + 5
-"""Columns that only the critic sees."""
 
 
 @checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
@@ -267,12 +260,14 @@ class AutoscalingEnvironment:
         earned = batch.rehearsed.reward(self._price[None, :, None], config.change_price)
         self._best = earned.sum(dim=2).argmax(dim=0)
         self.reference_row = torch.tensor(REFERENCE_ROWS, device=self.device)[self._best]
-        self._reference = earned[self._best, torch.arange(config.workloads, device=self.device)]
+        services = torch.arange(config.workloads, device=self.device)
+        self._reference = earned[self._best, services]
         usual = _alike(-self._reference.mean(dim=1), self._price)
         own = (batch.over_moments.cost + self._price * batch.over_moments.missed).amin(dim=0)
         self._unit = config.own_share * own + (1.0 - config.own_share) * usual
         if self.hints:
-            self._hints = self._what_comes(batch)
+            pods = batch.rehearsed.cost[self._best, services]
+            self._hints = what_comes(self._episode, -self._reference / self._unit[:, None], pods, self._unit)
 
     def _calibrated(self, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Utilisation `[N]` at which a service did best in its other moments; NaN for those that nobody looked at."""
@@ -283,27 +278,6 @@ class AutoscalingEnvironment:
         unseen = self._tensor(rng.random(self.num_envs) < self.config.uncalibrated_share)
         best: Tensor = audition.best_aim(self._price, batch.elsewhere.cost, batch.elsewhere.missed)
         return torch.where(alone | unseen, torch.nan, best)
-
-    def _what_comes(self, batch: Batch) -> Tensor:
-        """Hints `[decisions + 1, N, HINTS]` of this life."""
-        episode, services = self._episode, torch.arange(self.num_envs, device=self.device)
-        decisions, first = episode.decisions, episode.first_tick
-        rate = episode.rate_rps[:, first : first + decisions * DECISION_TICKS]
-        load = rate.unflatten(1, (decisions, DECISION_TICKS)).mean(dim=2) / episode.mean_rps[:, None] + 1e-3
-        pays = -self._reference / self._unit[:, None]
-        pods = batch.rehearsed.cost[self._best, services]
-        now = torch.cat([load[:, :1], load], dim=1)
-        columns = [now.log(), torch.cat([pods[:, :1], pods], dim=1).log1p()]
-        for start, end in HINT_WINDOWS:
-            columns += [
-                (_ahead(load, start, end) / now).log(),
-                _ahead(pays, start, end).log1p(),
-                (_ahead(pods, start, end) / _ahead(load, start, end)).log1p(),
-            ]
-        given = episode.settings.given_capacity_rps / episode.cluster.service.capacity_rps
-        constant = (given.log().nan_to_num(0.0), self._unit.log(), episode.dispersion.log())
-        columns += [column[:, None].expand_as(now) for column in constant]
-        return torch.stack(columns, dim=2).transpose(0, 1).float().contiguous()
 
     def _hinted(self, seen: Tensor) -> Tensor:
         return torch.cat([seen, self._hints[self._decision]], dim=1) if self.hints else seen
@@ -368,14 +342,6 @@ def _alike(cost: Tensor, price: Tensor) -> Tensor:
     place = torch.arange(len(cost), device=cost.device)
     low, high = (place - ALIKE).clamp(min=0), (place + ALIKE + 1).clamp(max=len(cost))
     return torch.empty_like(cost).scatter_(0, order, (total[high] - total[low]) / (high - low))
-
-
-def _ahead(values: Tensor, start: int, end: int) -> Tensor:
-    """Means `[N, D + 1]` of values `[N, D]` from `start` to `end` decisions ahead; behind the end the last lasts."""
-    width, last = end - start, values[:, -1:]
-    following = torch.cat([values[:, start:], last.expand(-1, start + width)], dim=1)
-    total = torch.cat([torch.zeros_like(last), following.cumsum(dim=1)], dim=1)
-    return (total[:, width:] - total[:, :-width])[:, : values.shape[1] + 1] / width
 
 
 def _fused(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,23 @@ class FinetuneOptions(Options):
     """Updates at the start in which the critic alone learns: an actor that knows follows no critic that guesses."""
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """What came of training an actor further.
+
+    Attributes:
+        exported: what was written.
+        held_back: the last part of the past, which was not learned from; None where it would be too short.
+        before, after: figures of the actor, on what was held back, or, where nothing was, on what was learned from,
+            with other luck.
+    """
+
+    exported: Exported
+    held_back: Past | None
+    before: dict[str, float]
+    after: dict[str, float]
+
+
 def finetune(
     options: FinetuneOptions,
     past: Past,
@@ -76,7 +93,7 @@ def finetune(
     folder: Path | None = None,
     console: Console | None = None,
     listeners: tuple[Listener, ...] = (),
-) -> tuple[Exported, dict[str, dict[str, float]]]:
+) -> Tuned:
     """Train an actor further on a past.
 
     Args:
@@ -88,17 +105,13 @@ def finetune(
         console: where progress is shown; None: nowhere.
         listeners: get the scalars, too.
 
-    Returns:
-        What was written; and the figures of the actor `before` and `after`, on the part that was held back, or, where
-        that would be too short for an episode, on what was learned from, with other luck.
-
     Raises:
         PastError: the past is too short.
         ArtifactError: the actor that it begins with cannot be used.
         InterruptedRunError: SIGTERM ended the run.
     """
     options = replace(options, network=replace(options.network, hidden=_widths(options.begin_with)))
-    learned, judged = _split(past, options.held_back_share)
+    learned, held_back = _split(past, options.held_back_share)
     program = shared_program(options.world.compiled)
     world = AutoscalingEnvironment(
         options.world, options.seed, source=_source(learned, options.generated_share), program=program
@@ -107,7 +120,7 @@ def finetune(
     measured = AutoscalingEnvironment(
         replace(options.world, uncalibrated_share=1.0),
         0,
-        source=_source(judged or learned, 0.0),
+        source=_source(held_back or learned, 0.0),
         program=program,
     )
     validation = Validation(measured)
@@ -117,7 +130,7 @@ def finetune(
         model = trainer.learner.model
         begin(model, options.begin_with)
         model.normalizer.count.fill_(FIXED_ROWS)
-        figures = {"before": validation(model)}
+        before = validation(model)
         _teach_critic(trainer, options.critic_updates)
         outcome = trainer.run()
     if outcome.interrupted:
@@ -129,13 +142,12 @@ def finetune(
         "history": {
             **past.lineage(),
             "learned_s": learned.curve.duration_s,
-            "held_back_s": judged.curve.duration_s if judged else 0.0,
-            "held_out_before": figures["before"],
+            "held_back_s": held_back.curve.duration_s if held_back else 0.0,
+            "held_out_before": before,
         },
     }
     exported = write(model, validation, options, outcome, path, name, about)
-    figures["after"] = validation.figures
-    return exported, figures
+    return Tuned(exported, held_back, before, validation.figures)
 
 
 def run(
@@ -167,22 +179,21 @@ def run(
         f"{past.curve.name}: {hours:.1f} h of history; compiling the cluster model takes a minute or two"
     )
     with tracking.tracked(mlflow, name, folder, told, False, console.print) as tracker:
-        exported, figures = finetune(options, past, path, name, folder, console, (tracker,))
+        tuned = finetune(options, past, path, name, folder, console, (tracker,))
         tracker.publish(path, interrupted=False)
-    judged = _split(past, options.held_back_share)[1]
     where = (
-        f"on the last {judged.curve.duration_s / 3600:.1f} h, which were held back"
-        if judged
+        f"on the last {tuned.held_back.curve.duration_s / 3600:.1f} h, which were held back"
+        if tuned.held_back
         else "on what was learned from, with other luck (the history is too short to hold a part back)"
     )
-    before, after = figures["before"], figures["after"]
+    before, after = tuned.before, tuned.after
     console.print(
         f"{where}: cost over the best of six rules in hindsight {before['cost_ratio']:.3f} → "
         f"{after['cost_ratio']:.3f}, "
         f"misses {before['missed_ratio']:.2f} → {after['missed_ratio']:.2f}, "
         f"changes {before['changes_ratio']:.2f} → {after['changes_ratio']:.2f}"
     )
-    console.print(f"{path}: {exported.summary()}")
+    console.print(f"{path}: {tuned.exported.summary()}")
     return path
 
 
