@@ -209,7 +209,7 @@ TASKS = {
                 algorithm=A2CConfig(learning_rate=1e-2), reward=RewardConfig(scale=0.02), rollout_steps=16
             ),
             "acktr": TrainingConfig(
-                algorithm=ACKTRConfig(learning_rate=0.5, kl_limit=0.03, entropy_coefficient=0.0),
+                algorithm=ACKTRConfig(learning_rate=0.5, kl_limit=0.1, entropy_coefficient=0.0),
                 reward=RewardConfig(scale=0.02),
                 rollout_steps=16,
             ),
