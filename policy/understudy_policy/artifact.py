@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import onnx
@@ -128,7 +129,7 @@ def resolve(uri: str) -> Path:
     """The file behind a model URI.
 
     Args:
-        uri: `builtin://NAME` or `file:///absolute/path.onnx`.
+        uri: `builtin://NAME` or `file:///absolute/path.onnx`, in which %20 is a space as in every URI.
 
     Raises:
         ArtifactError: the scheme is unknown or nothing is there.
@@ -141,7 +142,7 @@ def resolve(uri: str) -> Path:
             raise ArtifactError(f"model.uri {uri!r} is not shipped; choose one of: {known}")
         return path
     if scheme == "file" and rest.startswith("/"):
-        path = Path(rest)
+        path = Path(unquote(rest))
         if not path.is_file():
             raise ArtifactError(f"model.uri {uri!r}: there is no such file; mount it into the operator")
         return path

@@ -24,6 +24,7 @@ from understudy_simulator.protocol import PROFILES, Protocol
 from understudy_trainer import actors, finetune
 from understudy_trainer.autoscaling import AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.finetune import FinetuneOptions, Tuner
+from understudy_trainer.loop import DivergedError
 from understudy_trainer.options import read_options
 from understudy_trainer.training import make_model, make_trainer
 
@@ -142,20 +143,31 @@ def test_a_past_that_is_too_short_says_how_long_it_must_be() -> None:
         of(1.5)
     with pytest.raises(PastError, match=r"480 ticks to learn from; give 960 or more"):
         drawn(of(2.0), ticks=960)
-    (cell,) = cells(Protocol(1, 3 * 3600.0, ("web",), (5.0,), (30.0,), 2))
-    with pytest.raises(PastError):
+    (cell,) = cells(Protocol(1, 5 * 3600.0, ("web",), (5.0,), (30.0,), 2), wave(hours=5.0))
+    with pytest.raises(PastError, match="learned from the other half"):
         pasts.of_cell(cell)
+    with pytest.raises(PastError, match=r"^\S+: startup_s is 400"):
+        pasts.of_cell(replace(cell, startup_s=400.0))
 
 
 def test_the_held_back_part_is_the_last_and_apart() -> None:
-    learned, held = finetune._split(of(20.0), 0.2)
-    assert held is not None
+    learned, since_s = finetune._split(of(20.0), 0.2, ticks=480)
+    assert since_s == 16 * 3600
     assert learned.curve.duration_s <= 16 * 3600 - 120
-    assert 4 * 3600 - 300 <= held.curve.duration_s < 4 * 3600
-    assert held.curve.requests_per_second[-1] == of(20.0).curve.requests_per_second[-1]
-    whole, nothing = finetune._split(of(3.0), 0.2)
-    assert nothing is None
-    assert whole.curve.duration_s == 3 * 3600
+    for too_short in (finetune._split(of(3.0), 0.2, 480), finetune._split(of(15.0), 0.2, 960)):
+        assert too_short[1] == 0.0, "nothing is held back"
+    assert too_short[0].curve.duration_s == 15 * 3600
+
+
+def test_what_is_measured_on_what_was_held_back_remembers_what_was_before() -> None:
+    past = replace(of(50.0), curve=wave(hours=50.0, period_h=24.0))
+    rng = np.random.default_rng(0)
+    episode = pasts.draw(64, 480, past, scenario.stock(16, rng, 480), rng, since_s=40 * 3600.0)
+    whole = np.isfinite(episode.observed_rps).all(axis=1)
+    assert whole.mean() > 0.75, "all but the forgetful"
+    assert np.isfinite(episode.yesterday_rps).all(), "a day before 40 h lies within 50 h of history"
+    with pytest.raises(PastError, match="480 or more"):
+        pasts.draw(64, 480, past, scenario.stock(16, rng, 480), rng, since_s=48.5 * 3600.0)
 
 
 def test_the_critic_learns_first_and_the_actor_stays() -> None:
@@ -198,6 +210,7 @@ def test_a_history_becomes_an_artefact_with_its_lineage(tmp_path: Path) -> None:
     )  # fmt: skip
     assert told.exit_code == 0, told.output
     assert "4.8 h, which were held back" in " ".join(told.output.split())
+    assert not (tmp_path / "checkpoints").exists(), "nobody can go on with it"
     lineage = artifact.load((tmp_path / "shop.onnx").as_uri()).manifest.lineage
     assert lineage["history"]["name"] == "shop"
     assert lineage["history"]["span_s"] == 24 * 3600
@@ -223,6 +236,45 @@ def test_what_makes_no_sense_is_said_in_a_sentence(arguments: list[str], says: s
     told = CliRunner().invoke(cli.app, ["train", *arguments])
     assert told.exit_code == 2
     assert says in " ".join(told.output.split())
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("run.total_steps=4160", "the actor begins to learn after 4,160 decisions"),
+        ("run.evaluate_updates=4", "leave it out"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(setting: str, says: str, tmp_path: Path) -> None:
+    settings = [part for one in [*TINY, setting] for part in ("--set", one)]
+    told = CliRunner().invoke(
+        cli.app,
+        ["train", "--finetune", "--generated-history", "--capacity-rps", "20", "--folder", str(tmp_path), *settings],
+    )  # fmt: skip
+    assert told.exit_code == 2
+    assert says in " ".join(told.output.split())
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("finetuned", [True, False])
+def test_a_run_that_can_be_resumed_is_not_written_over(finetuned: bool, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "last.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("dear")
+    further = ["--finetune", "--generated-history", "--capacity-rps", "20"] if finetuned else []
+    told = CliRunner().invoke(cli.app, ["train", "--folder", str(tmp_path), *further])
+    assert told.exit_code == 2
+    assert "--resume goes on with it" in " ".join(told.output.split())
+    assert checkpoint.read_text() == "dear"
+
+
+def test_a_run_that_diverges_names_the_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("NaN in 6 updates in a row")
+
+    monkeypatch.setattr(finetune, "finetune", diverge)
+    with pytest.raises(PastError, match="shop-first: NaN in 6 updates"):
+        Tuner()(artifact.resolve("builtin://generalist"), of(3.0), tmp_path / "shop-first.onnx")
 
 
 def test_prometheus_is_read_by_the_operators_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

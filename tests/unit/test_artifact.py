@@ -95,6 +95,13 @@ def refusal(model: onnx.ModelProto | bytes, sha256: str | None = None) -> str:
     return str(refused.value)
 
 
+def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+    path = tmp_path / "the shop's 100 % füße" / "actor.onnx"
+    path.parent.mkdir()
+    path.write_bytes(linear().SerializeToString())
+    assert load(path.as_uri()).manifest.name == "linear"
+
+
 def test_a_good_actor_loads_and_answers(tmp_path: Path) -> None:
     path = tmp_path / "actor.onnx"
     path.write_bytes(linear().SerializeToString())

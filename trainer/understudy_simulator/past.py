@@ -124,8 +124,9 @@ def of_cell(cell: Cell) -> tuple[Past, Past, Past]:
     def past(start_s: float, end_s: float) -> Past:
         return Past(between(cell.curve, start_s, end_s), cell.dispersion, cell.service, cell.startup_s)
 
+    whole = past(-math.inf, end_s)
     try:
-        return past(half_s, end_s), past(-math.inf, half_s), past(-math.inf, end_s)
+        return past(half_s, end_s), past(-math.inf, half_s), whole
     except PastError as error:
         raise PastError(f"half of the past is played by who learned from the other half: {error}") from error
 
@@ -168,7 +169,9 @@ def ranges(past: Past) -> Ranges:
     )
 
 
-def draw(count: int, ticks: int, past: Past, own: Stock, rng: np.random.Generator) -> Episode:
+def draw(
+    count: int, ticks: int, past: Past, own: Stock, rng: np.random.Generator, since_s: float = 0.0
+) -> Episode:
     """Draw episodes of one workload; in NumPy, single precision.
 
     Each begins at some moment of the past. What lies before the first sample is not remembered, as it will not be when
@@ -180,19 +183,20 @@ def draw(count: int, ticks: int, past: Past, own: Stock, rng: np.random.Generato
         past: the workload.
         own: any stock of loads that are long enough; none of them is used.
         rng: source of the draws; the same state gives the same episodes.
+        since_s: the earliest beginning of an episode; what lies before is remembered.
 
     Raises:
         PastError: the past is shorter than an episode.
     """
-    rates = _by_tick(past.curve)
-    if len(rates) < ticks:
+    rates, earliest = _by_tick(past.curve), math.ceil(since_s / TICK_S)
+    if len(rates) - earliest < ticks:
         raise PastError(
-            f"{past.curve.name}: {len(rates)} ticks to learn from; give {ticks} or more, "
+            f"{past.curve.name}: {len(rates) - earliest} ticks to learn from; give {ticks} or more, "
             "or a shorter world.episode_ticks"
         )
     known = ranges(past)
     services = scenario.draw(count, ticks, own, rng, known)
-    first = rng.integers(0, len(rates) - ticks + 1, count)[:, None] - PAST_TICKS
+    first = rng.integers(earliest, len(rates) - ticks + 1, count)[:, None] - PAST_TICKS
     smallest, largest = np.log(LOAD_FACTOR)
     factor = np.exp(rng.uniform(smallest, largest, (count, 1)))
     at = first + np.arange(PAST_TICKS + ticks)

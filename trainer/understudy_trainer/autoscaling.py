@@ -227,16 +227,13 @@ class AutoscalingEnvironment:
         service = episode.service
         moments = torch.bincount(service)[service]
         rehearsed = stacked(REFERENCE_ROWS)
+        aimed = map_rows(lambda v: v.mean(dim=2), stacked(AIM_ROWS)) if told else None
         return Batch(
             number,
             episode,
             rehearsed,
             over_moments=map_rows(lambda v: _by_service(v.mean(dim=2), service) / moments, rehearsed),
-            elsewhere=map_rows(
-                lambda v: _by_service(v.mean(dim=2), service) - v.mean(dim=2), stacked(AIM_ROWS)
-            )
-            if told
-            else None,
+            elsewhere=map_rows(lambda v: _by_service(v, service) - v, aimed) if aimed else None,
         )
 
     def _begin(self, batch: Batch) -> Tensor:

@@ -52,10 +52,10 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 10) -> None:
         self.folder = folder
         self.keep = keep
-        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, content: dict[str, Any], update: int, is_best: bool) -> None:
         """Write a checkpoint, point `last.pt` (and `best.pt`) at it and drop what is too old."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"update-{update:09d}.pt"
         save(path, content)
         self._point("last.pt", path)

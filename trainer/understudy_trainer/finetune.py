@@ -25,15 +25,16 @@ from understudy_policy.rows import concatenate
 from understudy_simulator import past as pasts
 from understudy_simulator import scenario
 from understudy_simulator.audition import Episode, Program
-from understudy_simulator.past import Past
+from understudy_simulator.past import Past, PastError
+from understudy_simulator.protocol import TICK_S
 from understudy_trainer import config as command_line
 from understudy_trainer import tracking, train
 from understudy_trainer.actors import begin, write
 from understudy_trainer.algorithms.ppo import PPOConfig
 from understudy_trainer.autoscaling import AutoscalingConfig, AutoscalingEnvironment, Source
 from understudy_trainer.export import Exported
-from understudy_trainer.loop import Listener, RunConfig, Trainer
-from understudy_trainer.options import Options, chosen
+from understudy_trainer.loop import DivergedError, Listener, RunConfig, Trainer
+from understudy_trainer.options import Options, OptionsError, chosen
 from understudy_trainer.progress import ProgressLine, make_progress
 from understudy_trainer.training import make_trainer
 from understudy_trainer.validation import Validation
@@ -69,18 +70,19 @@ class FinetuneOptions(Options):
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FinetuneResult:
     """What came of training an actor further.
 
     Attributes:
         exported: what was written.
-        held_back: the last part of the past, which was not learned from; None where it would be too short.
+        held_back_s: length of the last part of the past, which was not learned from; 0 where nobody asked for it, or
+            where a part would be too short.
         before, after: figures of the actor, on what was held back, or, where nothing was, on what was learned from,
             with other luck.
     """
 
     exported: Exported
-    held_back: Past | None
+    held_back_s: float
     before: dict[str, float]
     after: dict[str, float]
 
@@ -93,7 +95,7 @@ def finetune(
     folder: Path | None = None,
     console: Console | None = None,
     listeners: tuple[Listener, ...] = (),
-) -> Tuned:
+) -> FinetuneResult:
     """Train an actor further on a past.
 
     Args:
@@ -101,17 +103,19 @@ def finetune(
         past: all that may be looked at; the last part is held back.
         path: where the artefact goes.
         name: of the new actor.
-        folder: for TensorBoard's scalars; None: nothing but the artefact is written.
+        folder: for TensorBoard's scalars and rollouts that ended in NaN; None: nothing but the artefact is written.
         console: where progress is shown; None: nowhere.
         listeners: get the scalars, too.
 
     Raises:
+        OptionsError: nothing would be learned.
         PastError: the past is too short.
         ArtifactError: the actor that it begins with cannot be used.
         InterruptedRunError: SIGTERM ended the run.
     """
-    options = replace(options, network=replace(options.network, hidden=_widths(options.begin_with)))
-    learned, held_back = _split(past, options.held_back_share)
+    options = _shaped(options)
+    learned, since_s = _split(past, options.held_back_share, options.world.episode_ticks)
+    held_back_s = past.curve.duration_s - since_s if since_s else 0.0
     program = shared_program(options.world.compiled)
     world = AutoscalingEnvironment(
         options.world, options.seed, source=_source(learned, options.generated_share), program=program
@@ -120,13 +124,14 @@ def finetune(
     measured = AutoscalingEnvironment(
         replace(options.world, uncalibrated_share=1.0),
         0,
-        source=_source(held_back or learned, 0.0),
+        source=_source(past, 0.0, since_s),
         program=program,
     )
     validation = Validation(measured)
     with make_progress(console or Console(quiet=True)) as progress:
         line = ProgressLine(progress, name, options.run.total_steps)
         trainer = make_trainer(world, options.training(), folder, listeners=(line, *listeners))
+        trainer.checkpoints = None  # nobody goes on with what takes minutes
         model = trainer.learner.model
         begin(model, options.begin_with)
         model.normalizer.count.fill_(FIXED_ROWS)
@@ -135,19 +140,19 @@ def finetune(
         outcome = trainer.run()
     if outcome.interrupted:
         raise train.InterruptedRunError(
-            f"stopped after {outcome.steps:,} decisions; nothing was written, so begin anew"
+            f"stopped after {outcome.steps:,} decisions; no artefact was written, so begin anew"
         )
     about = {
         "loads": f"the workload's own past, and {options.generated_share:.0%} generated services",
         "history": {
             **past.lineage(),
             "learned_s": learned.curve.duration_s,
-            "held_back_s": held_back.curve.duration_s if held_back else 0.0,
+            "held_back_s": held_back_s,
             "held_out_before": before,
         },
     }
     exported = write(model, validation, options, outcome, path, name, about)
-    return Tuned(exported, held_back, before, validation.figures)
+    return FinetuneResult(exported, held_back_s, before, validation.figures)
 
 
 def run(
@@ -170,47 +175,79 @@ def run(
 
     Returns:
         The artefact.
+
+    Raises:
+        OptionsError: the folder holds a run, or nothing would be learned; see `finetune` for more.
     """
+    train.refuse_to_overwrite(folder)
+    options = _shaped(options)
     told = chosen(options)
     tracking.record(folder, name, told)
     path = folder / f"{name}.onnx"
     hours = past.curve.duration_s / 3600
-    console.print(
-        f"{past.curve.name}: {hours:.1f} h of history; compiling the cluster model takes a minute or two"
-    )
+    wait = "; compiling the cluster model takes a minute or two" if options.world.compiled else ""
+    console.print(f"{past.curve.name}: {hours:.1f} h of history{wait}")
     with tracking.tracked(mlflow, name, folder, told, False, console.print) as tracker:
-        tuned = finetune(options, past, path, name, folder, console, (tracker,))
+        try:
+            result = finetune(options, past, path, name, folder, console, (tracker,))
+        except train.InterruptedRunError:
+            tracker.interrupted()
+            raise
         tracker.publish(path, interrupted=False)
-    where = (
-        f"on the last {tuned.held_back.curve.duration_s / 3600:.1f} h, which were held back"
-        if tuned.held_back
-        else "on what was learned from, with other luck (the history is too short to hold a part back)"
-    )
-    before, after = tuned.before, tuned.after
+    if result.held_back_s:
+        where = f"on the last {result.held_back_s / 3600:.1f} h, which were held back"
+    else:
+        asked = options.held_back_share > 0
+        why = "the history is too short to hold a part back" if asked else "held_back_share is 0"
+        where = f"on what was learned from, with other luck ({why})"
+    before, after = result.before, result.after
     console.print(
         f"{where}: cost over the best of six rules in hindsight {before['cost_ratio']:.3f} → "
         f"{after['cost_ratio']:.3f}, "
         f"misses {before['missed_ratio']:.2f} → {after['missed_ratio']:.2f}, "
         f"changes {before['changes_ratio']:.2f} → {after['changes_ratio']:.2f}"
     )
-    console.print(f"{path}: {tuned.exported.summary()}")
+    console.print(f"{path}: {result.exported.summary()}")
     return path
 
 
-def _split(past: Past, share: float) -> tuple[Past, Past | None]:
-    """What is learned from, and what is held back; all and nothing where either would be too short."""
+def _shaped(options: FinetuneOptions) -> FinetuneOptions:
+    """The options with the network of the actor that is trained further.
+
+    Raises:
+        OptionsError: the run would end before the actor learned anything, or has options that mean nothing here.
+    """
+    rollout = options.world.workloads * options.rollout_steps
+    silent = (1 + options.critic_updates) * rollout
+    if options.run.total_steps <= silent:
+        raise OptionsError(
+            f"run.total_steps is {options.run.total_steps:,}, but the actor begins to learn after {silent:,} "
+            "decisions, when the critic knows it; give more, or lower critic_updates or world.workloads"
+        )
+    if options.run.evaluate_updates:
+        raise OptionsError(
+            f"run.evaluate_updates is {options.run.evaluate_updates}, but fine-tuning is measured before and after "
+            "and chooses nothing by it; leave it out"
+        )
+    return replace(options, network=replace(options.network, hidden=_widths(options.begin_with)))
+
+
+def _split(past: Past, share: float, ticks: int) -> tuple[Past, float]:
+    """What is learned from, and when what is held back begins; all and 0 where a part would be shorter than it may."""
+    duration_s, least_s = past.curve.duration_s, max(ticks * TICK_S, pasts.LEAST_S)
+    since_s = (1.0 - share) * duration_s
     if share == 0:
-        return past, None
-    split_s = (1.0 - share) * past.curve.duration_s
+        return past, 0.0
     try:
-        first, last = pasts.between(past.curve, end_s=split_s), pasts.between(past.curve, split_s)
-        return replace(past, curve=first), replace(past, curve=last)
-    except pasts.PastError:
-        return past, None
+        learned = replace(past, curve=pasts.between(past.curve, end_s=since_s))
+    except PastError:
+        return past, 0.0
+    shortest_s = min(learned.curve.duration_s, duration_s - since_s)
+    return (learned, since_s) if shortest_s >= least_s else (past, 0.0)
 
 
-def _source(past: Past, generated_share: float) -> Source:
-    """Draws services: the workload, and a share of others."""
+def _source(past: Past, generated_share: float, since_s: float = 0.0) -> Source:
+    """Draws services: the workload from some time on, and a share of others."""
 
     def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
         others = round(generated_share * config.workloads)
@@ -221,7 +258,7 @@ def _source(past: Past, generated_share: float) -> Source:
             scenario.Ranges().families,
             config.moments,
         )
-        own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng)
+        own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng, since_s)
         if not others:
             return own
         return concatenate(
@@ -279,4 +316,7 @@ class Tuner:
         """See `Tune`."""
         torch.set_num_threads(1)
         options = replace(self.options, begin_with=actor.resolve().as_uri())
-        finetune(options, past, target, target.stem)
+        try:
+            finetune(options, past, target, target.stem)
+        except DivergedError as error:
+            raise PastError(f"{target.stem}: {error}") from error

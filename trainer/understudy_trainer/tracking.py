@@ -85,6 +85,9 @@ class Tracker:
             interrupted: it is to be resumed; no version is registered yet.
         """
 
+    def interrupted(self) -> None:
+        """The run was stopped and leaves no artefact."""
+
 
 @contextmanager
 def tracked(
@@ -146,8 +149,12 @@ class MLflowTracker(Tracker):
         """See `Tracker`."""
         self._artefact, self._status = path, "KILLED" if interrupted else "FINISHED"
 
+    def interrupted(self) -> None:
+        """See `Tracker`."""
+        self._status = "KILLED"
+
     def end(self) -> None:
-        """Tell the rest: a run of which nothing was published has failed."""
+        """Tell the rest: a run of which nothing was published has failed, unless it was stopped."""
         self._ended.set()
         self._news.set()
         self._thread.join(FINISH_S)

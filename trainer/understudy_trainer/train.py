@@ -89,8 +89,13 @@ def train(
 
     Returns:
         The artefact.
+
+    Raises:
+        OptionsError: the folder holds a run, and nobody asked to go on with it.
     """
     is_first = distributed.rank() == 0
+    if is_first and not resume:
+        refuse_to_overwrite(folder)
     console.quiet = not is_first
     training = options.training()
     # The first world is that of a process alone; the others see other services.
@@ -144,6 +149,18 @@ def train(
         tracker.publish(path, outcome.interrupted)
         console.print(f"{path}: {exported.summary()}")
     return path
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """A run begins where there is none.
+
+    Raises:
+        OptionsError: the folder holds a run that can be resumed.
+    """
+    if (folder / "checkpoints" / "last.pt").exists():
+        raise OptionsError(
+            f"--folder {folder} holds a run already; --resume goes on with it, another folder begins a new one"
+        )
 
 
 def main(

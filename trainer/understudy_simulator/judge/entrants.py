@@ -149,7 +149,7 @@ _PRICES = tuple(f"price {p:g}" for p in PREFERENCES)
 
 
 def _loaded(path: Path) -> Actor:
-    return load(f"file://{path.resolve()}")
+    return load(path.resolve().as_uri())
 
 
 @dataclass(frozen=True)
