@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 
 from understudy_demo.samples import Record, Sample, changes
 from understudy_operator.kube import FIELD_MANAGER
@@ -33,7 +34,8 @@ class Figures:
         requests, missed, dropped: that arrived; that were slower than the threshold or dropped; that were dropped.
         pod_hours: existence of pods.
         scale_ups, scale_downs: changes of the Deployment's replicas that Understudy owns.
-        most_ready, least_ready_after: ready pods at the peak, and the fewest after it.
+        most_ready: pods at the peak.
+        deepest_fall: ready pods below the most that had been ready before.
         decisions: recorded in the ledger.
         acted: decisions in which the actor had authority.
         overrun_ticks: left out because the one before was not done.
@@ -50,7 +52,7 @@ class Figures:
     scale_ups: int
     scale_downs: int
     most_ready: int
-    least_ready_after: int
+    deepest_fall: int
     decisions: int
     acted: int
     overrun_ticks: int
@@ -90,7 +92,7 @@ def compute(samples: Sequence[Sample], ledger: Sequence[Record], drill: Drill, o
     """
     first, last = samples[0], samples[-1]
     made = changes(samples, FIELD_MANAGER)
-    peak = max(range(len(samples)), key=lambda k: samples[k].ready)
+    highest = list(accumulate((sample.ready for sample in samples), max))
     after_kill = [record for record in ledger if time_of(record) > drill.killed_s]
     until_resume = [record for record in after_kill if time_of(record) <= drill.resumed_s]
     silent = [time_of(record) for record in until_resume if not _acting(record)]
@@ -102,8 +104,8 @@ def compute(samples: Sequence[Sample], ledger: Sequence[Record], drill: Drill, o
         pod_hours=(last.pod_seconds - first.pod_seconds) / 3600,
         scale_ups=sum(change > 0 for change in made),
         scale_downs=sum(change < 0 for change in made),
-        most_ready=samples[peak].ready,
-        least_ready_after=min(sample.ready for sample in samples[peak:]),
+        most_ready=highest[-1],
+        deepest_fall=max(peak - sample.ready for peak, sample in zip(highest, samples, strict=True)),
         decisions=len(ledger),
         acted=sum(map(_acting, ledger)),
         overrun_ticks=overrun_ticks,
@@ -125,7 +127,7 @@ def shortcomings(figures: Figures, first_ready: int) -> list[str]:
         (figures.scale_ups == 0, f"field manager {FIELD_MANAGER} never raised the replicas"),
         (figures.scale_downs == 0, f"field manager {FIELD_MANAGER} never lowered the replicas"),
         (figures.most_ready <= first_ready, "no pod became ready beyond those of the start"),
-        (figures.least_ready_after >= figures.most_ready, "no pod went away after the peak"),
+        (figures.deepest_fall == 0, "no pod went away after a peak"),
         (figures.handover_s is None, "no decision after the kill was the reference's"),
         (
             figures.handover_ticks > HANDOVER_LIMIT_TICKS,

@@ -1,7 +1,8 @@
 """Runs the demo, for comparison with the simulator.
 
 `python demo_live.py FILE` records all loads, five minutes each: after a change of the built-in actor or of the demo's
-policy. Nothing else should keep the machine busy meanwhile, because the operator's ticks are real.
+policy. Nothing else should keep the machine busy meanwhile, because the operator's ticks are real. Every run is kept as
+it ends; the same command goes on with those that are missing or were recorded with another actor.
 """
 
 from __future__ import annotations
@@ -37,13 +38,21 @@ def record(folder: Path, seed: int, mixture: bool = False) -> closed_loop.Run:
         load = ["--trace", str(trace)]
     command = [sys.executable, "-m", "understudy_demo", "--seed", str(seed), "--seconds", str(SECONDS), *load]
     subprocess.run([*command, "--out", str(folder)], check=True, timeout=SECONDS + 240)
-    name = f"{'mixture' if mixture else 'flash crowds'}, seed {seed}"
-    return closed_loop.read(folder, the_policy().spec, name)
+    return closed_loop.read(folder, the_policy().spec, name(seed, mixture))
+
+
+def name(seed: int, mixture: bool) -> str:
+    """Of the run."""
+    return f"{'mixture' if mixture else 'flash crowds'}, seed {seed}"
 
 
 if __name__ == "__main__":
-    runs = []
+    path = Path(sys.argv[1])
+    kept = [
+        run for run in (closed_loop.load(path) if path.exists() else []) if closed_loop.has_todays_actor(run)
+    ]
     for seed, mixture in ((0, False), (1, False), (2, False), (2, True)):
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(record(Path(folder), seed, mixture))
-    closed_loop.save(runs, Path(sys.argv[1]))
+        if name(seed, mixture) not in {run.name for run in kept}:
+            with tempfile.TemporaryDirectory() as folder:
+                kept.append(record(Path(folder), seed, mixture))
+            closed_loop.save(kept, path)

@@ -282,7 +282,10 @@ def test_headlines_are_those_worked_out_by_hand():
     assert found["adjusted_over_hpa_past"]["worst"] == pytest.approx(1.25 / 1.45)
     assert found["gap_closed"]["share"] == pytest.approx(np.log(1.6 / 1.2) / np.log(1.6 * 1.25))
     assert found["better_than_rule_hindsight_share"] == 0.5
-    assert found["cost_at_equal_slo"] == {"geomean": pytest.approx(np.sqrt(0.75)), "cells": 2, "of": 2}
+    assert found["cost_at_equal_slo"] == {
+        "geomean": pytest.approx(np.sqrt(0.75)), "low": pytest.approx(0.75), "high": pytest.approx(1.0),
+        "worst": pytest.approx(1.0), "cells": 2, "of": 2,
+    }  # fmt: skip
     assert found["violation_over_rule_past_worst"] == 1.0
     assert found["actions_over_rule_past"] == 1.0
 
@@ -428,6 +431,9 @@ def test_the_tables_for_the_documentation_name_every_family_and_contestant(conte
         assert f"| `{name}` |" in text
     assert "| calm |" in text
     assert "3 cells with 2 seeds" in text
+    policy = figures["headlines"]["zero-shot"]
+    assert f"{policy['cost_at_equal_slo']['geomean']:.3f} (" in text
+    assert f"| {policy['violation_over_rule_past_worst']:.1f} × |" in text
 
 
 def test_tables_replace_what_lay_between_the_marks_of_a_page(tmp_path):
@@ -452,3 +458,4 @@ def test_a_terminal_is_told_a_line_per_contestant_and_family(contest, figures, c
     for name in (*contest.contestants, "wave", "calm"):
         assert name in told
     assert told.index("clairvoyant") > told.index("auditioned")
+    assert "cost at equal SLO" in " ".join(told.split())

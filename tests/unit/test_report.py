@@ -89,7 +89,7 @@ def test_the_figures_are_those_counted_by_hand():
     assert figure.pod_hours == pytest.approx(200 / 3600)
     assert (figure.scale_ups, figure.scale_downs) == (1, 1)  # the change by kubectl-edit is not ours
     assert figure.actions_per_hour == pytest.approx(360)
-    assert (figure.most_ready, figure.least_ready_after) == (12, 9)
+    assert (figure.most_ready, figure.deepest_fall) == (12, 3)
     assert (figure.decisions, figure.acted, figure.overrun_ticks) == (20, 16, 3)
 
 
@@ -113,7 +113,7 @@ def test_a_kill_that_never_worked_is_no_success():
         ({"scale_downs": 0}, "never lowered"),
         ({"acted": 0}, "never had authority"),
         ({"most_ready": 10}, "no pod became ready"),
-        ({"least_ready_after": 12}, "no pod went away"),
+        ({"deepest_fall": 0}, "no pod went away"),
         ({"resumed": False}, "after the resume"),
     ],
 )

@@ -56,6 +56,8 @@ def render(contest: Contest, document: dict[str, Any]) -> str:
         conditions=document["conditions"],
         verdicts=[show.verdict(document, name) for name in contest.policies] or [show.rule_verdict(document)],
         families=show.short(document["families"]),
+        headings_of_headlines=show.HEADLINES,
+        headlines=show.headlines(document),
         names=contest.contestants,
         cells=len(contest.cells),
         seeds=contest.cells[0].seeds,
@@ -153,8 +155,11 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     for name, headline in headlines.items():
         whole = headline["adjusted_over_rule_past"]
-        cells = [_ratio(own[name]) for own in families.values()]
-        lines.append(_line(f"`{name}`", *cells, _ratio(whole), f"{whole['worst']:.2f}"))
+        cells = [show.ratio(own[name]) for own in families.values()]
+        lines.append(_line(f"`{name}`", *cells, show.ratio(whole), f"{whole['worst']:.2f}"))
+    lines += ["", "The other headlines (misses and actions over those of `rule-past`):", ""]
+    lines += [_line("contestant", *show.HEADLINES), _line(*["---"] * (len(show.HEADLINES) + 1))]
+    lines += [_line(f"`{name}`", *cells) for name, cells in show.headlines(document).items()]
     lines += ["", "Means over all cells of a family:", ""]
     lines.append(_line("family", "contestant", "cost", "missed", "adjusted", "actions per hour"))
     lines.append(_line(*["---"] * 6))
@@ -203,10 +208,6 @@ def _around(file: Path) -> tuple[str, str]:
 
 
 _BEGIN, _END = "<!-- judge: begin -->", "<!-- judge: end -->"
-
-
-def _ratio(told: dict[str, float]) -> str:
-    return f"{told['geomean']:.3f} ({told['low']:.3f}–{told['high']:.3f})"
 
 
 def _line(*cells: str) -> str:

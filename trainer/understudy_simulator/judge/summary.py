@@ -204,7 +204,10 @@ def _gap(own: Floats, rule: Floats, bound: Floats) -> Floats:
 
 
 def _cost_at_equal_slo(contest: Contest, name: str) -> dict[str, Any]:
-    """Cost over that of the cheapest configuration of the sweep that missed no more."""
+    """Cost over that of the cheapest configuration of the sweep that missed no more, found in hindsight.
+
+    The interval is of cells drawn anew, not of seeds: another seed has another cheapest configuration.
+    """
     ratios = []
     for result, table in zip(contest.results, contest.tables, strict=True):
         swept = np.flatnonzero(np.isin(result.entrants, SWEPT))
@@ -213,8 +216,14 @@ def _cost_at_equal_slo(contest: Contest, name: str) -> dict[str, Any]:
         as_good = cost[missed <= own[_VIOLATION] + 1e-12]
         if len(as_good):
             ratios.append(own[_COST] / as_good.min())
-    geomean = float(np.exp(np.mean(np.log(ratios)))) if ratios else None
-    return {"geomean": geomean, "cells": len(ratios), "of": len(contest.cells)}
+    counts = {"cells": len(ratios), "of": len(contest.cells)}
+    if not ratios:
+        return dict.fromkeys(("geomean", "low", "high", "worst")) | counts
+    logs = np.log(ratios)
+    drawn = np.random.default_rng(0).integers(0, len(logs), (RESAMPLES, len(logs)))
+    low, high = np.exp(np.quantile(logs[drawn].mean(axis=1), INTERVAL))
+    mean, worst = np.exp([logs.mean(), logs.max()])
+    return {"geomean": float(mean), "low": float(low), "high": float(high), "worst": float(worst)} | counts
 
 
 def document(contest: Contest, conditions: dict[str, Any]) -> dict[str, Any]:
