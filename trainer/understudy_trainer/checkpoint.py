@@ -52,21 +52,28 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 10) -> None:
         self.folder = folder
         self.keep = keep
+        self.last = folder / "last.pt"
+        self.best = folder / "best.pt"
+
+    @classmethod
+    def of_run(cls, folder: Path) -> Checkpoints:
+        """Those of a run; nothing is made before something is written."""
+        return cls(folder / "checkpoints")
 
     def write(self, content: dict[str, Any], update: int, is_best: bool) -> None:
         """Write a checkpoint, point `last.pt` (and `best.pt`) at it and drop what is too old."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"update-{update:09d}.pt"
         save(path, content)
-        self._point("last.pt", path)
+        self._point(self.last, path)
         if is_best:
-            self._point("best.pt", path)
+            self._point(self.best, path)
         for old in sorted(self.folder.glob("update-*.pt"))[: -self.keep]:
             old.unlink()
 
-    def _point(self, name: str, path: Path) -> None:
+    def _point(self, name: Path, path: Path) -> None:
         # A hard link: the content stays when the numbered file goes.
-        link = self.folder / (name + ".partial")
+        link = name.with_name(name.name + ".partial")
         link.unlink(missing_ok=True)
         os.link(path, link)
-        os.replace(link, self.folder / name)
+        os.replace(link, name)

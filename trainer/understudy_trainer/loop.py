@@ -113,7 +113,7 @@ class Trainer:
         self.folder = folder
         self.listeners = listeners
         self.evaluate = evaluate
-        self.checkpoints = Checkpoints(folder / "checkpoints") if folder else None
+        self.checkpoints = Checkpoints.of_run(folder) if folder else None
         self.steps = 0
         self.updates = 0
         self.restores = 0

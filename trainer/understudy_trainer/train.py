@@ -35,7 +35,7 @@ from understudy_simulator.traces import TraceError
 from understudy_trainer import distributed, tracking
 from understudy_trainer.actors import begin, write
 from understudy_trainer.autoscaling import AutoscalingEnvironment
-from understudy_trainer.checkpoint import CheckpointError, load
+from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load
 from understudy_trainer.loop import DivergedError, Listener
 from understudy_trainer.options import Options, OptionsError, chosen, read_options
 from understudy_trainer.progress import ProgressLine, make_progress
@@ -131,9 +131,9 @@ def train(
             listeners=(line, show, tracker, *listeners) if is_first else (),
             evaluate=validation,
         )
-        checkpoints = folder / "checkpoints"
+        checkpoints = Checkpoints.of_run(folder)
         if resume:
-            trainer.resume(checkpoints / "last.pt")
+            trainer.resume(checkpoints.last)
         elif options.begin_with:
             begin(trainer.learner.model, options.begin_with)
         outcome = trainer.run()
@@ -142,9 +142,8 @@ def train(
             return path
         if outcome.interrupted:
             console.print(f"interrupted after {outcome.steps} decisions; go on with --resume")
-        best = checkpoints / "best.pt"
-        if best.exists():
-            trainer.learner.load_state_dict(load(best, world.device)["learner"])
+        if checkpoints.best.exists():
+            trainer.learner.load_state_dict(load(checkpoints.best, world.device)["learner"])
         exported = write(trainer.learner.model, validation, options, outcome, path, name)
         tracker.publish(path, outcome.interrupted)
         console.print(f"{path}: {exported.summary()}")
@@ -157,7 +156,7 @@ def refuse_to_overwrite(folder: Path) -> None:
     Raises:
         OptionsError: the folder holds a run that can be resumed.
     """
-    if (folder / "checkpoints" / "last.pt").exists():
+    if Checkpoints.of_run(folder).last.exists():
         raise OptionsError(
             f"--folder {folder} holds a run already; --resume goes on with it, another folder begins a new one"
         )

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from understudy_policy import artifact
 from understudy_trainer import config as command_line
+from understudy_trainer.checkpoint import Checkpoints
 from understudy_trainer.compare import estimate
 from understudy_trainer.loop import DivergedError
 from understudy_trainer.options import Options, OptionsError, read_options
@@ -189,7 +190,7 @@ def _learn(
             watch = _Watch(trial, options, ratios, seed * sweep.evaluations, sweep.evaluations)
             # Each run compiles for its own shapes; torch would refuse to keep them all.
             torch.compiler.reset()
-            is_begun = (place / "checkpoints" / "last.pt").exists()
+            is_begun = Checkpoints.of_run(place).last.exists()
             train(options, place, NAME, is_begun, console, mlflow, (watch,))
             ratio = _ended(place, options)
         if ratio is None:

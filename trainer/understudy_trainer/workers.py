@@ -111,7 +111,7 @@ def train_asynchronously(
     ]
     start, updates, failure = time.monotonic(), 0, None
     returns: dict[int, float] = {}
-    checkpoints = Checkpoints(folder / "checkpoints") if folder else None
+    checkpoints = Checkpoints.of_run(folder) if folder else None
     best = -math.inf
 
     def mean_return() -> float:

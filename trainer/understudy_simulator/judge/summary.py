@@ -160,13 +160,18 @@ class Contest:
         own, other = (self.figure(n)[index].mean(axis=1) for n in (name, over))
         logs = np.log(own / other)
         drawn = np.log(self.drawn(name, cells) / self.drawn(over, cells)).mean(axis=1)
-        low, high = np.exp(np.quantile(drawn, INTERVAL))
-        return {
-            "geomean": float(np.exp(logs.mean())),
-            "low": float(low),
-            "high": float(high),
-            "worst": float(np.exp(logs.max())),
-        }
+        return _over_cells(logs, drawn)
+
+
+def _over_cells(logs: Floats, drawn: Floats) -> dict[str, float]:
+    """Geometric mean, interval and worst of a ratio: its logarithms `[cells]`, their means drawn anew `[RESAMPLES]`."""
+    low, high = np.exp(np.quantile(drawn, INTERVAL))
+    return {
+        "geomean": float(np.exp(logs.mean())),
+        "low": float(low),
+        "high": float(high),
+        "worst": float(np.exp(logs.max())),
+    }
 
 
 def headline(contest: Contest, name: str) -> dict[str, Any]:
@@ -221,9 +226,7 @@ def _cost_at_equal_slo(contest: Contest, name: str) -> dict[str, Any]:
         return dict.fromkeys(("geomean", "low", "high", "worst")) | counts
     logs = np.log(ratios)
     drawn = np.random.default_rng(0).integers(0, len(logs), (RESAMPLES, len(logs)))
-    low, high = np.exp(np.quantile(logs[drawn].mean(axis=1), INTERVAL))
-    mean, worst = np.exp([logs.mean(), logs.max()])
-    return {"geomean": float(mean), "low": float(low), "high": float(high), "worst": float(worst)} | counts
+    return _over_cells(logs, logs[drawn].mean(axis=1)) | counts
 
 
 def document(contest: Contest, conditions: dict[str, Any]) -> dict[str, Any]:
