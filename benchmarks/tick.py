@@ -108,6 +108,7 @@ class Fleet:
         values[:, Signal.ERROR_RATE] = 0.0
         values[:, Signal.CPU_USAGE] = self._rate_rps / CAPACITY_RPS
         values[:, Signal.CPU_REQUEST] = 1.0
+        values[:, Signal.MISS_RATE] = 0.001
         return program.Seen(
             samples=Samples(values, np.full(values.shape, 1.0), np.zeros(values.shape, np.int64)),
             replicas=self._replicas,

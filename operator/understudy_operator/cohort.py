@@ -11,7 +11,7 @@ import numpy as np
 from understudy_operator.scaling import Target
 from understudy_operator.store import PolicyRecord
 from understudy_operator.telemetry.collect import TelemetryTarget, plan
-from understudy_policy import decision, settings
+from understudy_policy import budget, decision, settings
 from understudy_policy.api import RLPolicySpec
 from understudy_policy.rows import SHARED, concatenate, take
 from understudy_policy.signals import SIGNAL_NAMES
@@ -74,6 +74,10 @@ class Cohort:
         if len(rows):
             self.state = _replaced(self.state, rows, decision.initial_state(len(rows)))
 
+    def remember_budget(self, rows: np.ndarray, known: budget.Budget) -> None:
+        """Give rows the error budget that Prometheus remembers."""
+        self.state = dataclasses.replace(self.state, budget=_replaced(self.state.budget, rows, known))
+
     def _describe(self) -> None:
         self.specs = [_spec(record) for record in self.records]
         self.settings = settings.from_specs(self.specs, self.tick_s)
@@ -106,6 +110,7 @@ def _telemetry(record: PolicyRecord, spec: RLPolicySpec) -> TelemetryTarget:
         workload=spec.scale_target_ref.name,
         preset=spec.telemetry.preset,
         window_s=spec.telemetry.window_s,
+        threshold_s=spec.objective.latency_threshold_s,
         overrides={name: queries[name] for name in SIGNAL_NAMES if name in queries},
     )
 

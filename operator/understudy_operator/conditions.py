@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from understudy_policy.guards.reasons import SENTENCES, KillScope, Reason
-from understudy_policy.signals import CAUSE_SENTENCES, SIGNAL_NAMES, Cause
+from understudy_policy.signals import CAUSE_SENTENCES, OPTIONAL_SIGNALS, SIGNAL_NAMES, Cause, Signal
 
 Condition = dict[str, Any]
 
@@ -128,14 +128,20 @@ def _telemetry_fresh(s: Situation) -> Finding:
         return "Unknown", "PolicyInvalid", "nothing is read for a policy that is invalid"
     if s.causes is None:
         return "Unknown", "Starting", "telemetry has not been read yet"
-    stale: dict[Cause, list[str]] = {}
-    for name, cause in zip(SIGNAL_NAMES, s.causes, strict=False):
+    needed: dict[Cause, list[str]] = {}
+    optional: dict[Cause, list[str]] = {}
+    for signal, cause in zip(Signal, s.causes, strict=False):
         if cause != Cause.OK:
-            stale.setdefault(Cause(cause), []).append(name)
-    if not stale:
-        return "True", "Fresh", "all signals are fresh"
-    message = "; ".join(f"{', '.join(names)}: {CAUSE_SENTENCES[cause]}" for cause, names in stale.items())
-    return "False", _camel(next(iter(stale)).name), message
+            stale = optional if signal in OPTIONAL_SIGNALS else needed
+            stale.setdefault(Cause(cause), []).append(SIGNAL_NAMES[signal])
+    message = "; ".join(
+        f"{', '.join(names)}: {CAUSE_SENTENCES[cause]}"
+        for stale in (needed, optional)
+        for cause, names in stale.items()
+    )
+    if needed:
+        return "False", _camel(next(iter(needed)).name), message
+    return "True", "Fresh", f"decisions go on without {message}" if optional else "all signals are fresh"
 
 
 def _model_loaded(s: Situation) -> Finding:

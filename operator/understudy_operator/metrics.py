@@ -29,6 +29,8 @@ _POLICY_GAUGES = (
     ("replicas_desired", "Replicas decided on."),
     ("replicas_reference", "Replicas that the reference wants."),
     ("replicas_proposed", "Replicas that the actor proposes."),
+    ("error_budget_burn", "Misses of late over what may be missed: 1 spends just the budget."),
+    ("missed_request_price", "Price of a missed request that the actor is asked with."),
     ("acting", "1 where the actor's proposals reach the workload."),
 )
 
@@ -208,5 +210,7 @@ def _columns(part: PolicyGauges) -> tuple[Any, ...]:
         decision.replicas,
         decision.reference,
         decision.proposal,
+        decision.observation.error_budget_burn,
+        decision.observation.missed_request_price,
         part.acting.astype(np.int64),
     )

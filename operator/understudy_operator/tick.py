@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,18 +22,23 @@ from understudy_operator.ledger import DecidedTick
 from understudy_operator.rollout import WRITING_MODES, Canaries, authority, override_replicas
 from understudy_operator.scaling import Outcome, ScaleProblem, Scaler, ScaleView, WriteResult
 from understudy_operator.store import Key, PolicyRecord, PolicyStore
-from understudy_operator.telemetry.collect import Problem, backfill, collect, plan
+from understudy_operator.telemetry.collect import Plan, Problem, backfill, collect, plan
 from understudy_operator.telemetry.port import Prometheus
+from understudy_policy import budget
 from understudy_policy import decision as program
 from understudy_policy import history as past
 from understudy_policy.api import RLPolicySpec
 from understudy_policy.guards.reasons import KillScope
+from understudy_policy.rows import take
 from understudy_policy.signals import Signal
 
 log = logging.getLogger(__name__)
 
 FOREIGN_CHANGE_HOLD_TICKS = 20
 WRITES_AT_ONCE = 20
+
+BUDGET_STEP_S, BUDGET_STEPS = 300.0, 288
+"""Steps in which the error budget is read back at a start: a day."""
 
 
 @dataclass(frozen=True)
@@ -256,13 +261,26 @@ class Tick:
 
     async def _read_past(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> None:
         """Give new rows the past that Prometheus remembers, so that a restart does not start from nothing."""
-        asked = plan([cohort.telemetry[row] for row in rows], (Signal.REQUEST_RATE,))
-        rates, problems = await backfill(
-            self._prometheus, asked, now_s, cohort.tick_s, past.TICKS - 1, timeout_s=0.5 * cohort.tick_s
+        targets = [cohort.telemetry[row] for row in rows]
+        # Rates over a whole step, so that no miss falls between two of them.
+        wide = [replace(target, window_s=BUDGET_STEP_S) for target in targets]
+
+        def read(asked: Plan, step_s: float, steps: int) -> Awaitable[tuple[np.ndarray, list[Problem]]]:
+            return backfill(self._prometheus, asked, now_s, step_s, steps, timeout_s=0.5 * cohort.tick_s)
+
+        # All at once: one after the other, a Prometheus that hangs would hold up the ticks by each of their limits.
+        (rates, problems), *spent = await asyncio.gather(
+            read(plan(targets, (Signal.REQUEST_RATE,)), cohort.tick_s, past.TICKS - 1),
+            read(plan(wide, (Signal.REQUEST_RATE,)), BUDGET_STEP_S, BUDGET_STEPS),
+            read(plan(wide, (Signal.MISS_RATE,)), BUDGET_STEP_S, BUDGET_STEPS),
         )
-        for problem in problems:
-            log.warning("the past could not be read back: %s", problem.detail)
         cohort.state.history.backfill(rows, rates)
+        (rate_rps, missing), (miss_rate, unmeasured) = spent
+        cohort.remember_budget(
+            rows, budget.remembered(take(cohort.settings, rows), rate_rps, miss_rate, BUDGET_STEP_S)
+        )
+        for detail in dict.fromkeys(problem.detail for problem in (*problems, *missing, *unmeasured)):
+            log.warning("the past could not be read back: %s", detail)
 
     def _recreated(self, records: Sequence[PolicyRecord], found: Sequence[ScaleView | None]) -> np.ndarray:
         """Rows whose target is another object than at the last tick."""

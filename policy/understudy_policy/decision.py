@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from understudy_policy import actions, features, signals
+from understudy_policy import budget as error_budget
 from understudy_policy import estimates as learned
 from understudy_policy import history as past
 from understudy_policy.guards import chain as guard_chain
@@ -39,7 +40,7 @@ class State:
     """What a workload carries from tick to tick.
 
     Attributes:
-        history, estimates: see there.
+        history, estimates, budget: see there.
         values: `[N, S]` last believed values, NaN if none.
         unchanged_ticks: `[N]` see `signals.assess`.
         replicas: `[N]` int64 desired replicas at the last tick, −1 before the first.
@@ -51,6 +52,7 @@ class State:
 
     history: past.History
     estimates: learned.Estimates
+    budget: error_budget.Budget
     values: Array
     unchanged_ticks: Array
     replicas: Array
@@ -71,6 +73,7 @@ def initial_state(n: int) -> State:
             startup_ticks=np.full(n, learned.DEFAULT_STARTUP_TICKS),
             pending_ticks=np.zeros(n),
         ),
+        budget=error_budget.unknown(n),
         values=np.full((n, len(Signal)), np.nan),
         unchanged_ticks=np.zeros(n, np.int64),
         replicas=np.full(n, -1, np.int64),
@@ -116,6 +119,8 @@ class Observation:
         values: `[N, S]` believed values, NaN where not fresh.
         cause: `[N, S]` int64 `Cause`.
         capacity_rps, demand_pods: `[N]` float64, NaN where unknown.
+        error_budget_burn: `[N]` see `budget.burn`.
+        missed_request_price: `[N]` in force: the given one, as the error budget steers it.
         load: request rates of all windows.
         reference_raw, reference: `[N]` int64 before and after behaviour and bounds.
         reference_known: `[N]` bool.
@@ -130,6 +135,8 @@ class Observation:
     cause: Array
     capacity_rps: Array
     demand_pods: Array
+    error_budget_burn: Array
+    missed_request_price: Array
     load: features.Load
     reference_raw: Array
     reference: Array
@@ -200,6 +207,15 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
     values, cause, unchanged = signals.assess(seen.samples, freshness, state.values, state.unchanged_ticks)
     estimates = learned.update(state.estimates, values, current, ready)
     capacity = learned.capacity_rps(settings.given_capacity_rps, estimates)
+    budget = error_budget.update(
+        state.budget,
+        settings,
+        values[:, Signal.REQUEST_RATE],
+        values[:, Signal.MISS_RATE],
+        settings.tick_s,
+    )
+    burn = error_budget.burn(budget, settings)
+    price = error_budget.price(burn, settings)
 
     history = state.history
     changed = xp.where(known_target & (state.replicas >= 0), current - state.replicas, xp.zeros_like(current))
@@ -223,7 +239,16 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
         history.change,
     )
     observation = features.compute(
-        settings, load, history, estimates, values, capacity, current, ready, since, reference
+        dataclasses.replace(settings, missed_request_price=price),
+        load,
+        history,
+        estimates,
+        values,
+        capacity,
+        current,
+        ready,
+        since,
+        reference,
     )
     actor_doubt = _actor_doubt(xp, cause, capacity, load.known_ticks)
     settling = (state.ticks_seen < SETTLE_TICKS) | (load.known_ticks < LONGEST_RULE_TICKS)
@@ -237,6 +262,7 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
     new_state = dataclasses.replace(
         state,
         estimates=estimates,
+        budget=budget,
         values=xp.where(is_unknown(values), state.values, values),
         unchanged_ticks=unchanged,
         replicas=current,
@@ -251,6 +277,8 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
         cause=cause,
         capacity_rps=capacity,
         demand_pods=xp.astype(load.rate_rps, xp.float64) / capacity,
+        error_budget_burn=burn,
+        missed_request_price=price,
         load=load,
         reference_raw=reference_raw,
         reference=reference,

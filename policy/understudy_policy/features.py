@@ -15,7 +15,7 @@ from understudy_policy import history as past
 from understudy_policy.actions import CARRY_TICKS, RULE_WINDOWS, carried_forward
 from understudy_policy.estimates import Estimates
 from understudy_policy.rows import Array, is_unknown, maximum, mean_of_known, namespace
-from understudy_policy.settings import Settings
+from understudy_policy.settings import Settings, calibrated_at
 from understudy_policy.signals import Signal
 
 SCHEMA_VERSION = 1
@@ -149,7 +149,8 @@ def compute(
     yesterday, yesterday_known = _what_came_next(xp, history, past.BLOCKS_PER_DAY)
     last_week, last_week_known = _what_came_next(xp, history, 7 * past.BLOCKS_PER_DAY)
     given = ~is_unknown(settings.given_capacity_rps)
-    calibrated = ~is_unknown(settings.calibrated_utilization)
+    utilization_then = calibrated_at(settings)
+    calibrated = ~is_unknown(utilization_then)
     spread = xp.sqrt(estimates.log_capacity_variance)
     half_hour, hour = history.window(HALF_HOUR_TICKS), history.window(past.TICKS)
     columns = (
@@ -186,7 +187,7 @@ def compute(
         _correlation(xp, half_hour, hour[:, :HALF_HOUR_TICKS]),
         *_recurring(xp, half_hour[:, :NEXT_TICKS], s240.mean),
         *_recurring(xp, hour[:, :NEXT_TICKS], s240.mean),
-        xp.where(calibrated, xp.log(settings.calibrated_utilization), xp.zeros_like(spread)),
+        xp.where(calibrated, xp.log(utilization_then), xp.zeros_like(spread)),
         xp.astype(calibrated, xp.float64),
     )
     observation = xp.stack([xp.astype(column, xp.float32) for column in columns], axis=1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from understudy_policy.api import RLPolicySpec, ScalingRules
+from understudy_policy.api.parts import CALIBRATED_SLOTS, CalibratedUtilization
 from understudy_policy.references.behavior import (
     POLICY_PERCENT,
     POLICY_PODS,
@@ -18,7 +19,7 @@ from understudy_policy.references.behavior import (
     Direction,
     default_behavior,
 )
-from understudy_policy.rows import Array, shared
+from understudy_policy.rows import Array, is_unknown, namespace, shared
 
 REFERENCE_CPU = 0
 REFERENCE_RATE = 1
@@ -40,8 +41,10 @@ class Settings:
         slo_target: `[N]` share of requests that must stay below it.
         missed_request_price: `[N]` pods' worth of cost for the whole demand missed: the preference.
         given_capacity_rps: `[N]` requests per second of one pod; NaN: estimate it.
-        calibrated_utilization: `[N]` utilisation of that capacity at which a rule that goes by the largest rate of five
-            minutes did best in this workload's past at that price; NaN where nobody looked.
+        error_budget_window_s: `[N]` how far back misses move the price; 0: they do not.
+        calibrated_price, calibrated_utilization: `[N, K]` prices, and the utilisations of that capacity at which a rule
+            that goes by the largest rate of five minutes did best in this workload's past at them; NaN where nobody
+            looked.
         reference_signal: `[N]` int64, `REFERENCE_CPU` or `REFERENCE_RATE`.
         reference_target: `[N]` utilisation that the reference aims at.
         behavior: HPA v2 scaling behaviour.
@@ -58,6 +61,8 @@ class Settings:
     slo_target: Array
     missed_request_price: Array
     given_capacity_rps: Array
+    error_budget_window_s: Array
+    calibrated_price: Array
     calibrated_utilization: Array
     reference_signal: Array
     reference_target: Array
@@ -80,10 +85,12 @@ class Settings:
         given_capacity_rps: Array,
         reference_target: Array,
         tick_s: float,
-        calibrated_utilization: Array | None = None,
+        error_budget_window_s: float = 0.0,
+        calibrated: tuple[Array, Array] | None = None,
     ) -> Settings:
         """Workloads of a simulation (NumPy): a CPU reference with HPA's default behaviour, guards that hardly bind."""
         count = len(min_replicas)
+        prices, utilizations = calibrated or np.full((2, count, 1), np.nan)
         return cls(
             min_replicas=min_replicas,
             max_replicas=max_replicas,
@@ -91,9 +98,9 @@ class Settings:
             slo_target=slo_target,
             missed_request_price=missed_request_price,
             given_capacity_rps=given_capacity_rps,
-            calibrated_utilization=(
-                np.full(count, np.nan) if calibrated_utilization is None else calibrated_utilization
-            ),
+            error_budget_window_s=np.full(count, error_budget_window_s),
+            calibrated_price=prices,
+            calibrated_utilization=utilizations,
             reference_signal=np.full(count, REFERENCE_CPU),
             reference_target=reference_target,
             behavior=default_behavior(count, min_replicas, POLICY_SLOTS),
@@ -116,7 +123,7 @@ def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:
         return np.array(values, np.float64)
 
     capacities = [spec.objective.capacity_per_pod_rps for spec in specs]
-    utilizations = [spec.objective.calibrated_utilization for spec in specs]
+    prices, utilizations = _calibrated([spec.objective.calibrated_utilizations for spec in specs])
     signals = [spec.reference.signal for spec in specs]
     envelopes = [spec.guardrails.envelope for spec in specs]
     tolerances = [spec.reference.tolerance for spec in specs]
@@ -127,7 +134,9 @@ def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:
         slo_target=numbers([spec.objective.slo_target for spec in specs]),
         missed_request_price=numbers([spec.objective.missed_request_price for spec in specs]),
         given_capacity_rps=numbers([np.nan if c is None else c for c in capacities]),
-        calibrated_utilization=numbers([np.nan if u is None else u for u in utilizations]),
+        error_budget_window_s=numbers([spec.objective.error_budget_window_s for spec in specs]),
+        calibrated_price=prices,
+        calibrated_utilization=utilizations,
         reference_signal=integers(
             [REFERENCE_CPU if s == "cpuUtilization" else REFERENCE_RATE for s in signals]
         ),
@@ -143,6 +152,27 @@ def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:
         stale_after_s=numbers([spec.telemetry.stale_after_s for spec in specs]),
         tick_s=tick_s,
     )
+
+
+def calibrated_at(settings: Settings) -> Array:
+    """The utilisation that did best at the price nearest to the settings' own, `[N]`; NaN where nobody looked."""
+    xp = namespace(settings.calibrated_price)
+    away = xp.abs(xp.log(settings.calibrated_price) - xp.log(settings.missed_request_price)[:, None])
+    away = xp.where(is_unknown(away), xp.full_like(away, xp.inf), away)
+    nearest = away <= xp.min(away, axis=1)[:, None]
+    # Of two that are as near the lower one: the safer.
+    return xp.min(
+        xp.where(nearest, settings.calibrated_utilization, xp.full_like(away, xp.inf)),
+        axis=1,
+    )
+
+
+def _calibrated(given: Sequence[Sequence[CalibratedUtilization]]) -> tuple[np.ndarray, np.ndarray]:
+    prices, utilizations = np.full((2, len(given), CALIBRATED_SLOTS), np.nan)
+    for row, found in enumerate(given):
+        for slot, one in enumerate(found):
+            prices[row, slot], utilizations[row, slot] = one.missed_request_price, one.utilization
+    return prices, utilizations
 
 
 def _direction(rules: Sequence[ScalingRules], tolerances: Sequence[float]) -> Direction:

@@ -21,9 +21,10 @@ class Signal(IntEnum):
     ERROR_RATE = 2
     CPU_USAGE = 3
     CPU_REQUEST = 4
+    MISS_RATE = 5
 
 
-SIGNAL_NAMES = ("requestRate", "latency", "errorRate", "cpuUsage", "cpuRequest")
+SIGNAL_NAMES = ("requestRate", "latency", "errorRate", "cpuUsage", "cpuRequest", "missRate")
 """Names in the resource (`spec.telemetry.signals`), in the order of `Signal`."""
 
 SIGNAL_UNITS = (
@@ -32,7 +33,11 @@ SIGNAL_UNITS = (
     "share of requests",
     "cores used by all pods",
     "cores requested by one pod",
+    "share of requests that failed or took longer than the objective's threshold",
 )
+
+OPTIONAL_SIGNALS = frozenset({Signal.MISS_RATE})
+"""Signals without which every decision is taken as if nobody had thought of them."""
 
 
 LARGEST_CAPACITY_RPS = 1e6
@@ -179,11 +184,10 @@ def _where_ok(xp: Any, cause: Array, bad: Array, becomes: Cause) -> Array:
 
 
 def _without_traffic(xp: Any, values: Array, idle: Array) -> Array:
-    """Without requests a latency quantile and an error share are 0/0: that is not missing, it is nothing."""
+    """Without requests a latency quantile and shares are 0/0: that is not missing, it is nothing."""
     column = xp.arange(values.shape[1], device=values.device)[None, :]
-    undefined = (
-        ((column == Signal.LATENCY) | (column == Signal.ERROR_RATE)) & idle[:, None] & is_unknown(values)
-    )
+    ratio = (column == Signal.LATENCY) | (column == Signal.ERROR_RATE) | (column == Signal.MISS_RATE)
+    undefined = ratio & idle[:, None] & is_unknown(values)
     return xp.where(undefined, xp.zeros_like(values), values)
 
 
@@ -205,4 +209,5 @@ def largest_plausible(max_replicas: Array, given_capacity_rps: Array, cpu_reques
     largest = xp.full_like(given_capacity_rps, LARGEST_CAPACITY_RPS)
     rate = pods * xp.where(is_unknown(given_capacity_rps), largest, given_capacity_rps)
     cores = xp.where(is_unknown(cpu_request_per_pod), infinity, pods * cpu_request_per_pod)
-    return xp.stack([rate, infinity, xp.ones_like(rate) * 1.001, cores, infinity], axis=1)
+    share = xp.ones_like(rate) * 1.001
+    return xp.stack([rate, infinity, share, cores, infinity, share], axis=1)

@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import os
+import re
 import time
 
 import numpy as np
@@ -31,6 +32,7 @@ def workload(name, value, at=NOW):
 def healthy(**changes):
     """Answers by a part of the query, the most telling part first."""
     answers = {
+        "clamp_min": vector(service("web", 0.02), service("api", 0)),
         "histogram_quantile": vector(service("web", 0.2), service("api", 0.1)),
         'code=~"5.."': vector(service("web", 0.01), service("api", 0)),
         "http_requests_total": vector(service("web", 120), service("api", 40), service("stranger", 1)),
@@ -62,7 +64,7 @@ def judged(collected):
 def test_one_query_per_signal_serves_all_policies_at_one_moment():
     fake = healthy()
     collected = asked(fake)
-    assert collected.samples.values.tolist() == [[120, 0.2, 0.01, 3.5, 0.5], [40, 0.1, 0, 1, 0.25]]
+    assert collected.samples.values.tolist() == [[120, 0.2, 0.01, 3.5, 0.5, 0.02], [40, 0.1, 0, 1, 0.25, 0]]
     assert (collected.samples.cause == Cause.OK).all()
     assert (collected.samples.age_s == 0).all()
     assert collected.problems == []
@@ -76,6 +78,22 @@ def test_policies_with_another_window_have_queries_of_their_own():
     asked(fake, [WEB, dataclasses.replace(API, window_s=2.5)])
     assert len(fake.asked) == 2 * len(Signal) - 1  # the CPU request has no window
     assert any("[2500ms]" in fields["query"] for _, fields, _ in fake.asked)
+
+
+def test_policies_with_another_objective_have_a_query_of_their_own_for_what_misses_it():
+    fake = healthy()
+    asked(fake, [WEB, dataclasses.replace(API, threshold_s=1.0), dataclasses.replace(API, threshold_s=0.5)])
+    assert len(fake.asked) == len(Signal) + 2
+    buckets = {
+        bucket for _, fields, _ in fake.asked for bucket in re.findall(r'le=~"([^"]+)"', fields["query"])
+    }
+    assert buckets == {"0[.]25", "1([.]0)?", "0[.]5"}
+    assert [bool(re.fullmatch("1([.]0)?", le)) for le in ("1", "1.0", "10", "1.05")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_workload_without_series_is_empty_and_the_others_are_not():
@@ -159,7 +177,7 @@ def test_every_query_is_counted_by_what_became_of_it():
     counted = []
     fake = healthy(container_cpu=lambda _: web.Response(status=422, text="{}"))
     asked(fake, on_query=counted.append)
-    assert sorted(counted) == [Cause.OK] * 4 + [Cause.HTTP_ERROR]
+    assert sorted(counted) == [Cause.OK] * 5 + [Cause.HTTP_ERROR]
 
 
 def test_a_hang_is_not_tried_again():

@@ -73,7 +73,7 @@ def test_a_service_is_told_at_which_utilisation_it_did_best_at_other_times() -> 
     world = AutoscalingEnvironment(config, seed=1)
     batch = world.draw(0)
     seen = world.play(batch, lambda seen: torch.zeros(len(seen), dtype=torch.int64))
-    told = world._episode.settings.calibrated_utilization
+    told = world._episode.settings.calibrated_utilization[:, 0]
     cost, missed = (
         torch.stack(
             [

@@ -60,7 +60,8 @@ class World:
         rng = self.rng
         rate = rng.gamma(3.0, 60.0, N) * (1 + np.sin(tick / 30 + np.arange(N)))
         used = np.minimum(rate / 25, self.current) + 0.01
-        values = np.stack([rate, rng.gamma(2, 0.05, N), np.zeros(N), used, np.ones(N)], axis=1)
+        nothing = np.zeros(N)
+        values = np.stack([rate, rng.gamma(2, 0.05, N), nothing, used, np.ones(N), nothing], axis=1)
         cause = np.zeros(values.shape, np.int64)
         age = rng.uniform(0, 10, values.shape)
         lie = rng.random(values.shape) < self.lies
@@ -215,12 +216,12 @@ def test_zero_traffic_is_not_missing_traffic() -> None:
         seen = world.seen(tick, np.zeros(N), np.zeros(N, np.int64), np.full(N, -1))
         if tick >= 80:
             seen.samples.values[:, Signal.REQUEST_RATE] = 0.0
-            seen.samples.values[:, Signal.LATENCY] = np.nan
+            seen.samples.values[:, [Signal.LATENCY, Signal.MISS_RATE]] = np.nan
             seen.samples.values[:, Signal.CPU_USAGE] = 0.0
         state, observation = decision.observe(policy, state, seen)
         state, made = decision.decide(policy, state, observation, probabilities(rng, 0.0))
         world.current = made.replicas
-    assert (observation.cause[:, Signal.LATENCY] == Cause.OK).all()
+    assert (observation.cause[:, [Signal.LATENCY, Signal.MISS_RATE]] == Cause.OK).all()
     idle = ~made.doubt
     assert idle.any()
     np.testing.assert_array_equal(made.replicas[idle], policy.min_replicas[idle])
@@ -241,7 +242,7 @@ def test_a_capacity_learned_from_an_idle_service_does_not_forbid_to_believe_in_i
         idle = tick < 120
         # Probes and a garbage collector at night: 0.1 requests for 12 % of a request of 0.1 cores. Then 200 a second.
         rate, used = (0.1, 0.012) if idle else (200.0, current[0] * 0.25)
-        values = np.array([[rate * (1 + 1e-6 * (tick % 7)), 0.1, 0.0, used, 0.1]])
+        values = np.array([[rate * (1 + 1e-6 * (tick % 7)), 0.1, 0.0, used, 0.1, 0.0]])
         samples = Samples(values, np.ones_like(values), np.zeros(values.shape, np.int64))
         nobody = np.zeros(1, np.int64)
         seen = decision.Seen(samples, current, current, np.zeros(1), nobody - 1, nobody, 1e9 + 15.0 * tick)
@@ -278,7 +279,7 @@ def test_the_reference_counts_the_pods_that_exist(
         "reference": {"signal": signal, "target": 0.7},
     }
     policy = settings_module.from_specs([RLPolicySpec.model_validate(spec)], 15.0)
-    values = np.array([[rate_rps, 0.1, 0.0, cores, 1.0]])
+    values = np.array([[rate_rps, 0.1, 0.0, cores, 1.0, 0.0]])
     seen = decision.Seen(
         Samples(values, np.ones_like(values), np.zeros(values.shape, np.int64)),
         np.array([desired]),
@@ -346,7 +347,7 @@ def test_the_operator_forgets_scale_events_as_the_hpa_does(seed: int) -> None:
 
 def test_nothing_to_decide_is_no_error() -> None:
     policy, nobody = settings_module.from_specs([], 15.0), np.zeros(0, np.int64)
-    samples = Samples(np.zeros((0, 5)), np.zeros((0, 5)), np.zeros((0, 5), np.int64))
+    samples = Samples(*np.zeros((2, 0, len(Signal))), np.zeros((0, len(Signal)), np.int64))
     seen = decision.Seen(samples, nobody, nobody, np.zeros(0), nobody, nobody, 1e9)
     state, observation = decision.observe(policy, decision.initial_state(0), seen)
     _, made = decision.decide(policy, state, observation, np.zeros((0, len(actions.TABLE))))

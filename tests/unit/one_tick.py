@@ -21,7 +21,9 @@ def settings_of(n, **changes):
         slo_target=share(0.99),
         missed_request_price=share(10),
         given_capacity_rps=share(CAPACITY_RPS),
-        calibrated_utilization=share(np.nan),
+        error_budget_window_s=share(12 * 3600),
+        calibrated_price=np.full((n, 1), np.nan),
+        calibrated_utilization=np.full((n, 1), np.nan),
         reference_signal=whole(REFERENCE_RATE),
         reference_target=share(0.7),
         behavior=default_behavior(n, np.zeros(1)),
@@ -45,7 +47,7 @@ def tick(
             state.history.advance(15.0 * k, np.full(n, rate_rps + k % 2))
         state.ticks_seen[:] = 240
     state.replicas[:] = current
-    values = np.tile([rate_rps, 0.1, 0.0, 2.0, 1.0], (n, 1))
+    values = np.tile([rate_rps, 0.1, 0.0, 2.0, 1.0, 0.01], (n, 1))
     if value is not None:
         values[:, int(value[0])] = value[1]
     seen = decision.Seen(

@@ -15,7 +15,7 @@ from understudy_policy.decision import Decision, Observation, Seen, State
 from understudy_policy.guards.reasons import KillScope
 from understudy_policy.rows import as_torch_or_numpy, take
 from understudy_policy.settings import Settings
-from understudy_policy.signals import Cause, Samples
+from understudy_policy.signals import Cause, Samples, Signal
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install understudy[trainer]")
 
@@ -55,13 +55,12 @@ def settings_of(count: int, rng: np.random.Generator) -> Settings:
 
 def world(count: int, rng: np.random.Generator) -> Iterator[tuple[Seen, np.ndarray]]:
     """Ticks of workloads that live their own life: load, lies of telemetry, kills, pins, canaries, absent models."""
-    shape = (count, 5)
+    shape = (count, len(Signal))
     pods = rng.integers(1, 30, count)
     for tick in range(TICKS):
         rate = rng.gamma(3.0, 60.0, count) * (1 + np.sin(tick / 10 + np.arange(count)))
-        values = np.stack(
-            [rate, rng.gamma(2, 0.05, count), rng.random(count) * 0.1, rate / 25 + 0.01, np.ones(count)], 1
-        )
+        latency, failed, missed = rng.gamma(2, 0.05, count), rng.random(count) * 0.1, rng.random(count) * 0.1
+        values = np.stack([rate, latency, failed, rate / 25 + 0.01, np.ones(count), missed], 1)
         garbage = rng.choice([np.nan, np.inf, -np.inf, -1.0, 1e12, 0.0], shape)
         values = np.where(rng.random(shape) < 0.03, garbage, values)
         cause = np.where(rng.random(shape) < 0.02, rng.choice([int(c) for c in Cause], shape), 0)

@@ -15,7 +15,7 @@ def shown(rate_rps, **asked):
     settings, state = settings_of(1, **asked), decision.initial_state(1)
     for k, rate in enumerate(rate_rps):
         moving = rate * (1.0 + 1e-5 * (k % 2))  # a rate that never changes by a bit is taken for a frozen one
-        values = np.array([[moving, 0.1, 0.0, 2.0, 1.0]])
+        values = np.array([[moving, 0.1, 0.0, 2.0, 1.0, 0.01]])
         missing = np.where(np.isnan(values), int(signals.Cause.EMPTY), 0)
         seen = decision.Seen(
             samples=signals.Samples(values, np.full(values.shape, 1.0), missing),
@@ -84,7 +84,9 @@ def test_a_lost_scrape_is_left_out_and_makes_nothing_up():
 
 def test_what_calibration_found_is_told_and_what_nobody_looked_for_is_not_made_up():
     load = np.full(20, 50.0)
-    told, untold = shown(load, calibrated_utilization=np.array([0.84])), shown(load)
-    assert told["calibrated_log_utilization"] == pytest.approx(np.log(0.84))
+    prices, utilizations = np.array([[4.0, 16.0, np.nan]]), np.array([[0.84, 0.75, np.nan]])
+    untold = shown(load)
+    told = shown(load, calibrated_price=prices, calibrated_utilization=utilizations)
+    assert told["calibrated_log_utilization"] == pytest.approx(np.log(0.75)), "a price of 10 is nearer to 16"
     assert (told["calibrated_known"], untold["calibrated_known"]) == (1.0, 0.0)
     assert untold["calibrated_log_utilization"] == 0.0

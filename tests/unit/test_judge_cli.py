@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from small_contest import NamesARow, constant_actor, wave, write_trace
 from understudy_operator.cli import main
+from understudy_policy.api.parts import Objective
 from understudy_simulator import cli, own
 from understudy_simulator.cluster import PROFILES
 from understudy_simulator.judge import bench as bench_module
@@ -100,9 +101,11 @@ def test_calibrate_prints_a_manifest_and_says_what_it_saves(history):
     assert "of a stock HPA's adjusted cost" in result.stderr
     assert "95 % interval" in result.stderr
     assert "a pod serves 20 requests/s of 0.05 s each" in result.stderr
-    (told,) = re.findall(r"calibratedUtilization of capacityPerPod 20, by its missedRequestPrice: (.*)",
-                         result.stderr)  # fmt: skip
-    utilizations, prices = zip(*(map(float, pair.split(" at ")) for pair in told.split(", ")), strict=True)
+    assert "for an RLPolicy's objective, with capacityPerPod 20:" in result.stderr
+    (found,) = re.findall(r"^calibratedUtilizations:\n(?:- .*\n)+", result.stderr, re.MULTILINE)
+    objective = Objective.model_validate({"latencyThreshold": "1s", **yaml.safe_load(found)})
+    told = [(one.missed_request_price, one.utilization) for one in objective.calibrated_utilizations]
+    prices, utilizations = zip(*told, strict=True)
     assert 10 in prices, "the default"
     assert list(utilizations) == sorted(utilizations, reverse=True), "the dearer a miss, the more head-room"
 

@@ -94,7 +94,7 @@ def test_modes_and_models_that_are_gone_are_shown_no_more():
     assert value(metrics, "model_info", uri="builtin://generalist", sha256="bb") == 1
 
 
-def test_a_policy_costs_six_series_and_no_more():
+def test_a_policy_costs_eight_series_and_no_more():
     metrics = Metrics()
     counts = []
     for n in (10, 60):
@@ -102,7 +102,7 @@ def test_a_policy_costs_six_series_and_no_more():
         metrics.observe(decision)
         metrics.show(15.0, PolicyGauges(keys(n), decision, np.zeros(n, bool)))
         counts.append(len(samples(metrics)))
-    assert counts[1] - counts[0] == 50 * 6
+    assert counts[1] - counts[0] == 50 * 8
 
 
 def test_all_names_say_whose_they_are_and_have_a_help_text():

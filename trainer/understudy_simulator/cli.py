@@ -130,12 +130,10 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
                 f"what is chosen on the first 60 % of each part alone would have saved {held_out:.1%} on the rest",
                 err=True,
             )
-            aims = ", ".join(f"{aim:g} at {price:g}" for price, aim in _aims(results).items())
-            typer.echo(
-                f"an RLPolicy's calibratedUtilization of capacityPerPod {capacity_rps:g}, "
-                f"by its missedRequestPrice: {aims}",
-                err=True,
-            )
+            typer.echo(f"for an RLPolicy's objective, with capacityPerPod {capacity_rps:g}:", err=True)
+            typer.echo("calibratedUtilizations:", err=True)
+            for price, aim in _aims(results).items():
+                typer.echo(f"- {{missedRequestPrice: {price:g}, utilization: {aim:g}}}", err=True)
             most = max(cell.max_replicas for cell in cells)
             target = ScaleTarget(name, min_replicas, max_replicas or most, namespace)
             rate = RateQuery(

@@ -50,8 +50,9 @@ def read(
 ) -> Array:
     """The signals as the autoscaler's queries return them, `[N, S]`.
 
-    In the order and units of `understudy_policy.signals.Signal`. As in Prometheus, latency and error share are NaN
-    while there are no requests. The CPU request is one pod's.
+    In the order and units of `understudy_policy.signals.Signal`. As in Prometheus, latency and shares are NaN while
+    there are no requests, and misses cannot be told without a bucket that ends at the threshold. The CPU request is
+    one pod's.
 
     Args:
         scrapes: R scrapes `[N, K + 3]`, what was added to every counter, oldest first.
@@ -70,5 +71,16 @@ def read(
     requests = total[REQUESTS]
     handled = requests[-1]
     errors = xp.where(handled > 0, total[ERRORS] / maximum(xp, handled, 1e-9), xp.nan)
+    missed = xp.full_like(handled, xp.nan)
+    if 1.0 in edges_ratio:
+        in_time = requests[list(edges_ratio).index(1.0)]
+        missed = xp.where(handled > 0, 1.0 - in_time / maximum(xp, handled, 1e-9), missed)
     latency_s = latency_threshold_s * histogram_quantile(QUANTILE, edges_ratio, by_row(requests))
-    return stack(handled / window_s, latency_s, errors, total[CPU] / window_s, cpu_request_cores)
+    return stack(
+        handled / window_s,
+        latency_s,
+        errors,
+        total[CPU] / window_s,
+        cpu_request_cores,
+        maximum(xp, missed, 0.0),
+    )

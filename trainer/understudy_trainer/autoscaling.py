@@ -251,7 +251,8 @@ class AutoscalingEnvironment:
         settings = replace(
             batch.episode.settings,
             missed_request_price=self._price,
-            calibrated_utilization=self._calibrated(batch, rng),
+            calibrated_price=self._price[:, None],
+            calibrated_utilization=self._calibrated(batch, rng)[:, None],
         )
         self._episode = replace(batch.episode, settings=settings)
         earned = batch.rehearsed.reward(self._price[None, :, None], config.change_price)

@@ -28,6 +28,7 @@ class TelemetryTarget:
         namespace, workload: what the labels of a preset's result are compared with.
         preset: key of `PRESETS`.
         window_s: range of the preset's rates, seconds.
+        threshold_s: latency from which a request has missed the objective.
         overrides: PromQL by signal name, each answering with exactly one series.
     """
 
@@ -35,6 +36,7 @@ class TelemetryTarget:
     workload: str
     preset: str = "http-server"
     window_s: float = 60.0
+    threshold_s: float = 0.25
     overrides: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -121,7 +123,7 @@ def plan(
         for signal in signals:
             override = target.overrides.get(SIGNAL_NAMES[signal])
             if override is None:
-                promql, labels = _preset_query(target.preset, signal, target.window_s)
+                promql, labels = _preset_query(target.preset, signal, target.window_s, target.threshold_s)
             else:
                 promql, labels = override, None
             query = queries.get((signal, promql, labels))
@@ -224,9 +226,9 @@ async def backfill(
 
 
 @lru_cache(maxsize=4096)
-def _preset_query(preset: str, signal: Signal, window_s: float) -> tuple[str, _Labels]:
+def _preset_query(preset: str, signal: Signal, window_s: float, threshold_s: float) -> tuple[str, _Labels]:
     query = PRESETS[preset][signal]
-    return query.over(window_s), (query.namespace_label, query.workload_label)
+    return query.of(window_s, threshold_s), (query.namespace_label, query.workload_label)
 
 
 def _place(samples: Samples, query: _Query, answer: Result, now_s: float) -> list[Problem]:

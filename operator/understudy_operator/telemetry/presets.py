@@ -18,7 +18,8 @@ class SignalQuery:
     """How one signal is measured for all workloads.
 
     Attributes:
-        promql: the query; `{window}` stands for the range of its rates.
+        promql: the query; `{window}` stands for the range of its rates, `{threshold}` for a regular expression of the
+            bucket that ends at the objective's threshold.
         workload_label: label of the result that carries the workload's name.
         namespace_label: label of the result that carries its namespace.
     """
@@ -27,9 +28,16 @@ class SignalQuery:
     workload_label: str
     namespace_label: str = "namespace"
 
-    def over(self, window_s: float) -> str:
-        """The query with its window filled in."""
-        return self.promql.replace("{window}", f"{round(window_s * 1000)}ms")
+    def of(self, window_s: float, threshold_s: float) -> str:
+        """The query for policies with such a window and objective."""
+        filled = self.promql.replace("{window}", f"{round(window_s * 1000)}ms")
+        return filled.replace("{threshold}", _bucket(threshold_s))
+
+
+def _bucket(threshold_s: float) -> str:
+    """Matches the label `le` of the bucket: 1 second is "1" to some exporters and "1.0" to others."""
+    text = f"{threshold_s:.3f}".rstrip("0")
+    return f"{text[:-1]}([.]0)?" if text.endswith(".") else text.replace(".", "[.]")
 
 
 Preset = Mapping[Signal, SignalQuery]
@@ -67,6 +75,13 @@ HTTP_SERVER: Preset = {
         'kube_pod_container_resource_requests{resource="cpu"}))'
         f" * on (namespace, pod) group_left (workload) {_WORKLOAD_OF_POD})",
         "workload",
+    ),
+    # Where the histogram knows no code, the matcher finds an empty one and lets every request pass.
+    Signal.MISS_RATE: SignalQuery(
+        "clamp_min(1 - sum by (namespace, service) ("
+        'rate(http_request_duration_seconds_bucket{le=~"{threshold}",code!~"5.."}[{window}]))'
+        " / sum by (namespace, service) (rate(http_request_duration_seconds_count[{window}])), 0)",
+        "service",
     ),
 }
 

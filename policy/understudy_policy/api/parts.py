@@ -21,6 +21,9 @@ from understudy_policy.api.behavior import Behavior, Tolerance
 
 MAX_REPLICAS = 10_000
 
+CALIBRATED_SLOTS = 16
+"""Prices at which a resource may say how its workload was scaled best."""
+
 Query = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
@@ -77,6 +80,18 @@ class ScaleTargetRef(ApiModel):
     )
 
 
+class CalibratedUtilization(ApiModel):
+    """How the workload was scaled best in its past, at one price."""
+
+    missed_request_price: float = Field(ge=0.1, le=100, description="Price of a missed request.")
+    utilization: float = Field(
+        ge=0.1,
+        le=1.5,
+        description="Utilisation of capacityPerPod at which scaling by the largest request rate of five minutes was "
+        "cheapest at that price, such as 0.75.",
+    )
+
+
 class Objective(ApiModel):
     """What good service is, and what it is worth."""
 
@@ -101,14 +116,19 @@ class Objective(ApiModel):
         description='Requests per second that one pod serves within the objective, such as 25 or "12.5"; '
         "Auto estimates it from request rate and CPU.",
     )
-    calibrated_utilization: float | None = Field(
-        default=None,
-        ge=0.1,
-        le=1.5,
-        description="Utilisation of capacityPerPod (give that as well) at which scaling by the largest request rate of "
-        "five minutes was cheapest in this workload's past, such as 0.75; understudy calibrate prints it. Actors that "
-        "learned with it go by it as by experience (a model's card says so), others do not see it; leave it out where "
-        "nobody looked.",
+    error_budget_window: Duration = Field(
+        default="12h",
+        description="How far back misses are held against the error budget (1 - sloTarget). While less is missed, the "
+        "actor is asked with a lower price than missedRequestPrice, and with a higher one when the budget is spent: "
+        "from 0.37 to 4.5 times as much. 0s: always with missedRequestPrice itself, as where misses are not measured.",
+    )
+    calibrated_utilizations: tuple[CalibratedUtilization, ...] = Field(
+        default=(),
+        max_length=CALIBRATED_SLOTS,
+        description="How this workload was scaled best in its past, by the price of a missed request; understudy "
+        "calibrate prints it. Utilisations are of capacityPerPod: give that as well. Actors that learned with it go by "
+        "the nearest price as by experience (a model's card says so), others do not see it; leave it out where nobody "
+        "looked.",
     )
 
     rules = (
@@ -135,6 +155,11 @@ class Objective(ApiModel):
     def latency_threshold_s(self) -> float:
         """The threshold in seconds."""
         return duration_s(self.latency_threshold)
+
+    @property
+    def error_budget_window_s(self) -> float:
+        """The window in seconds; 0: the price is not steered."""
+        return duration_s(self.error_budget_window)
 
     @property
     def capacity_per_pod_rps(self) -> float | None:
@@ -175,6 +200,12 @@ class SignalQueries(ApiModel):
     error_rate: Query | None = Field(default=None, description="Share of requests that failed, 0 to 1.")
     cpu_usage: Query | None = Field(default=None, description="CPU used by all pods, in cores.")
     cpu_request: Query | None = Field(default=None, description="CPU requested by one pod, in cores.")
+    miss_rate: Query | None = Field(
+        default=None,
+        description="Share of requests that failed or took longer than objective.latencyThreshold, 0 to 1. The preset "
+        "reads it off the histogram's bucket that ends at the threshold; without such a bucket the price of a miss is "
+        "not steered.",
+    )
 
 
 class Telemetry(ApiModel):

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from understudy_policy import actions, calibration, decision, signals
+from understudy_policy.api.base import duration_s
 from understudy_policy.artifact import Actor, load
+from understudy_policy.budget import WINDOW
 from understudy_policy.calibration import Choice, FixedChoice, RowChoice, Workload
 from understudy_policy.references.rule import Rule, RuleSignals
 from understudy_policy.settings import Settings
@@ -43,9 +45,12 @@ CHOICES: dict[str, Sequence[Choice]] = {
 }
 
 PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Prices of a missed request that a policy may be asked for; it chooses one on the past."""
+"""Prices of a missed request that a policy may be asked for; it chooses one on the past, and its budget steers it."""
 
 SLO_TARGET = 0.99
+
+ERROR_BUDGET_WINDOW_S = duration_s(WINDOW)
+"""Over which a policy's price follows the error budget: what a resource has where it says nothing."""
 
 TUNED = "fine-tuned:"
 """Before the name of a policy that was trained further on the past of every cell."""
@@ -162,12 +167,15 @@ class _Duty:
     until_s: float = math.inf
 
 
-def _calibrated(price: Floats, where: Where) -> Floats:
-    """Utilisation that was best on the past at such a price; NaN where nobody looked."""
+def _calibrated(where: Where) -> tuple[Floats, Floats] | None:
+    """Prices, and the utilisations that were best on the past at them, `[N, K]`; None where nobody looked."""
     if where.aim_cost is None or where.aim_violation is None:
-        return np.full(len(price), np.nan)
-    found: Floats = best_aim(price, where.aim_cost.T, where.aim_violation.T)
-    return found
+        return None
+    count = len(where.aim_cost)
+    found = [
+        best_aim(np.full(count, price), where.aim_cost.T, where.aim_violation.T) for price in PREFERENCES
+    ]
+    return np.tile(PREFERENCES, (count, 1)), np.stack(found, axis=1)
 
 
 class _PolicyPlayer:
@@ -188,7 +196,8 @@ class _PolicyPlayer:
             given_capacity_rps=where.capacity_rps,
             reference_target=np.full(count, 0.7),
             tick_s=TICK_S,
-            calibrated_utilization=_calibrated(price, where),
+            error_budget_window_s=ERROR_BUDGET_WINDOW_S,
+            calibrated=_calibrated(where),
         )
         self._state = decision.initial_state(count)
         self._fresh = np.zeros((count, len(Signal)))
