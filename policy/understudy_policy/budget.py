@@ -55,12 +55,12 @@ def update(budget: Budget, settings: Settings, rate_rps: Array, miss_rate: Array
         budget: so far.
         settings: its windows.
         rate_rps: `[N]` mean request rate, NaN where unknown.
-        miss_rate: `[N]` share that missed the objective, NaN where unknown.
+        miss_rate: `[N]` share that missed the objective, NaN where unknown; more than all is unknown, too.
         step_s: how long this was.
     """
     xp = namespace(rate_rps)
     steps = maximum(xp, settings.error_budget_window_s / step_s, 1.0)
-    missed = rate_rps * miss_rate
+    missed = xp.where(miss_rate <= 1.0 + 1e-3, rate_rps * miss_rate, xp.full_like(rate_rps, xp.nan))
     unseen, new = is_unknown(missed), -xp.expm1(-1.0 / steps)
 
     def folded(old: Array, now: Array) -> Array:

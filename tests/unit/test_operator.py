@@ -24,8 +24,9 @@ from understudy_operator.scaling import Outcome, ScaleProblem
 from understudy_operator.status import StatusWriter
 from understudy_operator.store import PolicyStore
 from understudy_operator.telemetry.collect import Problem
-from understudy_operator.telemetry.port import PrometheusConfig, QueryFailed
+from understudy_operator.telemetry.port import PrometheusConfig, QueryFailed, RangeResult, RangeSeries
 from understudy_operator.tick import Finished, Tick, View
+from understudy_policy import budget
 from understudy_policy.guards.reasons import KillScope
 from understudy_policy.signals import Cause, Signal
 
@@ -102,6 +103,27 @@ def test_ticks_of_two_intervals_that_overlap_keep_their_own_numbers():
         return await asyncio.gather(tick.run(Cohort(5.0), 1e9), tick.run(Cohort(15.0), 1e9))
 
     assert [finished.decided.tick_id for finished in asyncio.run(run())] == [1, 2]
+
+
+class Remembers(Nowhere):
+    """A Prometheus that knows of a day in which every twentieth request missed the objective."""
+
+    async def query_range(self, promql, start_s, end_s, step_s, timeout_s):
+        times = np.arange(start_s, end_s + 1.0, step_s)
+        value = 0.05 if promql.startswith("clamp_min") else 60.0
+        series = RangeSeries({"namespace": "prod", "service": "shop"}, times, np.full(len(times), value))
+        return RangeResult([series], ())
+
+
+def test_a_restart_does_not_forgive_what_was_missed_before_it():
+    store, cohort = PolicyStore(), Cohort(15.0)
+    store.on_event(None, body())
+    asyncio.run(a_tick(store, Remembers()).run(cohort, 1e9))
+    assert cohort.state.budget.known[0] > 0.8
+    assert budget.burn(cohort.state.budget, cohort.settings)[0] > 4.0
+    forgetful = Cohort(15.0)
+    asyncio.run(a_tick(store, Nowhere()).run(forgetful, 1e9))
+    assert budget.burn(forgetful.state.budget, forgetful.settings).tolist() == [1.0]
 
 
 def test_who_does_not_write_for_a_conflict_grants_no_authority():

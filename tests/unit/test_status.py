@@ -82,6 +82,14 @@ def test_telemetry_names_the_signals_and_the_cause():
     )
 
 
+def test_a_signal_that_no_decision_needs_is_named_and_costs_nothing():
+    unmeasured = ACTIVE._replace(causes=(Cause.OK,) * 5 + (Cause.EMPTY,))
+    assert found(unmeasured, "Ready") == ("True", "Deciding")
+    (fresh,) = [c for c in conditions_of(unmeasured, 1, [], "t") if c["type"] == "TelemetryFresh"]
+    assert (fresh["status"], fresh["reason"]) == ("True", "Fresh")
+    assert fresh["message"] == "decisions go on without missRate: the query returned no series"
+
+
 @given(situations)
 def test_every_situation_gives_a_status_that_the_api_accepts(situation):
     conditions = conditions_of(situation, 3, [], "2026-01-01T00:00:00Z")
