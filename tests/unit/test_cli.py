@@ -288,13 +288,21 @@ def test_explain_asks_the_operator_and_tells_the_whole_chain(cluster):
     cluster.objects[PROXY] = record()
     told = run("explain", "shop").stdout
     assert "prod/shop  8 → 13: the actor asked for 19" in told
-    for part in ("requestRate", "Fresh", "authority", "rate, max of 5 min, at 33%", "log_demand", "Written"):
+    for part in ("requestRate", "Fresh", "authority", "rate, max of 5 min, at 33%", "log_demand", "Written",
+                 "10, error budget burnt 1.00 ×"):  # fmt: skip
         assert part in told
     guards = [line.split()[0] for line in told.splitlines() if line.split()[:1] and line.split()[0] in GUARDS]
     assert set(guards) >= GUARDS
 
 
 GUARDS = {"quality", "envelope", "behavior", "bounds", "override", "kill", "target"}
+
+
+def test_explain_reads_what_an_older_operator_wrote(cluster):
+    older = record()
+    del older["error_budget"]
+    cluster.objects[PROXY] = older
+    assert "written by an older operator" in run("explain", "shop").stdout
 
 
 def test_explain_falls_back_to_the_status_and_says_what_is_missing(cluster):

@@ -108,6 +108,7 @@ def decision(record: dict[str, Any]) -> None:
         "authority": f"{record['authority']['granted']:g} granted, {record['authority']['in_force']:g} in force",
         "demand": f"{_cell(record['demand_pods'])} pods, at {_cell(record['capacity_rps'])} requests/s a pod "
         f"({'given' if record['capacity_given'] else 'estimated'})",
+        "price of a miss": _price(record.get("error_budget")),
         "doubt": ", ".join(record["doubt"]) or "none",
         "kill switch": record["killed"] if record["killed"] != "None" else "not engaged",
         "write": _write(record["write"]),
@@ -133,6 +134,15 @@ def decision(record: dict[str, Any]) -> None:
         )
     out.print(table)
     _details(out, record)
+
+
+def _price(budget: dict[str, float] | None) -> str:
+    if budget is None:
+        return "not part of this record, it was written by an older operator"
+    return (
+        f"{budget['missed_request_price']:.3g}, error budget burnt {budget['burn']:.2f} × "
+        f"({budget['known']:.0%} of its window is known)"
+    )
 
 
 def _details(out: Console, record: dict[str, Any]) -> None:
