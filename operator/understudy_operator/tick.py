@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 FOREIGN_CHANGE_HOLD_TICKS = 20
 WRITES_AT_ONCE = 20
 
-BUDGET_STEP_S, BUDGET_STEPS = 300.0, 288
-"""Steps in which the error budget is read back at a start: a day."""
+BUDGET_STEPS = 72
+"""Steps of an error budget's window in which it is read back at a start."""
 
 
 @dataclass(frozen=True)
@@ -262,24 +262,23 @@ class Tick:
     async def _read_past(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> None:
         """Give new rows the past that Prometheus remembers, so that a restart does not start from nothing."""
         targets = [cohort.telemetry[row] for row in rows]
-        # Rates over a whole step, so that no miss falls between two of them.
-        wide = [replace(target, window_s=BUDGET_STEP_S) for target in targets]
+        settings = take(cohort.settings, rows)
+        # Two windows back, in steps over which the preset takes its rates, so that no miss falls between two of them.
+        step_s = max(float(settings.error_budget_window_s.max()) / BUDGET_STEPS, cohort.tick_s)
+        wide = [replace(target, window_s=step_s) for target in targets]
 
         def read(asked: Plan, step_s: float, steps: int) -> Awaitable[tuple[np.ndarray, list[Problem]]]:
             return backfill(self._prometheus, asked, now_s, step_s, steps, timeout_s=0.5 * cohort.tick_s)
 
         # All at once: one after the other, a Prometheus that hangs would hold up the ticks by each of their limits.
-        (rates, problems), *spent = await asyncio.gather(
+        (rates, no_rates), (wide_rates, no_wide_rates), (miss_rates, no_miss_rates) = await asyncio.gather(
             read(plan(targets, (Signal.REQUEST_RATE,)), cohort.tick_s, past.TICKS - 1),
-            read(plan(wide, (Signal.REQUEST_RATE,)), BUDGET_STEP_S, BUDGET_STEPS),
-            read(plan(wide, (Signal.MISS_RATE,)), BUDGET_STEP_S, BUDGET_STEPS),
+            read(plan(wide, (Signal.REQUEST_RATE,)), step_s, 2 * BUDGET_STEPS),
+            read(plan(wide, (Signal.MISS_RATE,)), step_s, 2 * BUDGET_STEPS),
         )
         cohort.state.history.backfill(rows, rates)
-        (rate_rps, missing), (miss_rate, unmeasured) = spent
-        cohort.remember_budget(
-            rows, budget.remembered(take(cohort.settings, rows), rate_rps, miss_rate, BUDGET_STEP_S)
-        )
-        for detail in dict.fromkeys(problem.detail for problem in (*problems, *missing, *unmeasured)):
+        cohort.remember_budget(rows, budget.remembered(settings, wide_rates, miss_rates, step_s))
+        for detail in dict.fromkeys(p.detail for p in (*no_rates, *no_wide_rates, *no_miss_rates)):
             log.warning("the past could not be read back: %s", detail)
 
     def _recreated(self, records: Sequence[PolicyRecord], found: Sequence[ScaleView | None]) -> np.ndarray:

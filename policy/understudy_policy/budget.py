@@ -5,8 +5,8 @@ the next request in time; once it is spent, every further miss counts, and more 
 person gave is where it starts, and the budget's burn moves it, as the multiplier of a constrained problem follows the
 constraint (integral control of the dual variable; here over a window that forgets).
 
-What is unknown counts as if it had burnt just the budget, so an operator that starts, or that cannot measure misses,
-goes by the given price.
+What is unknown, or idle, counts as if it had burnt just the budget, so an operator that starts, or that cannot measure
+misses, goes by the given price, and returns to it while it is blind.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from understudy_policy.rows import Array, is_unknown, maximum, minimum, namespace
+from understudy_policy.rows import Array, maximum, minimum, namespace
 from understudy_policy.settings import Settings
-
-WINDOW = "12h"
-"""How far back misses are counted, where nobody says otherwise (they fade: after this time to a third)."""
 
 MOST_EXCESS = 1.5
 """Burn beyond the budget from which on the price rises no further, at 4.5 times the given one."""
@@ -49,7 +46,7 @@ def unknown(count: int) -> Budget:
 
 
 def update(budget: Budget, settings: Settings, rate_rps: Array, miss_rate: Array, step_s: float) -> Budget:
-    """Fold some time in; where it is unknown, what was known before stays.
+    """Fold some time in. Of time that is unknown or without requests nothing is known, and what was known fades.
 
     Args:
         budget: so far.
@@ -58,17 +55,18 @@ def update(budget: Budget, settings: Settings, rate_rps: Array, miss_rate: Array
         miss_rate: `[N]` share that missed the objective, NaN where unknown; more than all is unknown, too.
         step_s: how long this was.
     """
-    xp = namespace(rate_rps)
-    steps = maximum(xp, settings.error_budget_window_s / step_s, 1.0)
-    missed = xp.where(miss_rate <= 1.0 + 1e-3, rate_rps * miss_rate, xp.full_like(rate_rps, xp.nan))
-    unseen, new = is_unknown(missed), -xp.expm1(-1.0 / steps)
+    xp, nothing = namespace(rate_rps), namespace(rate_rps).zeros_like(rate_rps)
+    window_s = settings.error_budget_window_s
+    new = xp.where(window_s > 0, -xp.expm1(-step_s / maximum(xp, window_s, step_s)), nothing)
+    # A comparison with NaN is false.
+    seen = (rate_rps > 0) & (miss_rate <= 1.0 + 1e-3)
 
     def folded(old: Array, now: Array) -> Array:
-        return xp.where(unseen, old, old + new * (now - old))
+        return old + new * (xp.where(seen, now, nothing) - old)
 
     return Budget(
         folded(budget.rate_rps, rate_rps),
-        folded(budget.missed_rps, missed),
+        folded(budget.missed_rps, rate_rps * miss_rate),
         folded(budget.known, xp.ones_like(rate_rps)),
     )
 
@@ -92,7 +90,6 @@ def burn(budget: Budget, settings: Settings) -> Array:
     xp = namespace(budget.known)
     requests = xp.where(budget.rate_rps > 0, budget.rate_rps, xp.ones_like(budget.rate_rps))
     measured = budget.missed_rps / requests / (1.0 - settings.slo_target)
-    # Without requests nothing was missed, and nothing is known of how it would have been.
     return xp.where(budget.rate_rps > 0, 1.0 + budget.known * (measured - 1.0), xp.ones_like(requests))
 
 

@@ -123,7 +123,7 @@ def from_specs(specs: Sequence[RLPolicySpec], tick_s: float) -> Settings:
         return np.array(values, np.float64)
 
     capacities = [spec.objective.capacity_per_pod_rps for spec in specs]
-    prices, utilizations = _calibrated([spec.objective.calibrated_utilizations for spec in specs])
+    prices, utilizations = _calibrated([spec.objective.calibrated_utilizations or () for spec in specs])
     signals = [spec.reference.signal for spec in specs]
     envelopes = [spec.guardrails.envelope for spec in specs]
     tolerances = [spec.reference.tolerance for spec in specs]

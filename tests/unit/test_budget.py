@@ -68,16 +68,37 @@ def test_a_night_without_load_weighs_as_much_as_its_requests():
     assert budget.burn(night, settings) == pytest.approx([1.0], abs=0.1)
 
 
-def test_while_telemetry_is_gone_nothing_is_forgotten_and_nothing_made_up():
-    spent, settings = after(HOUR_TICKS, 0.03)
-    blind, _ = after(100 * HOUR_TICKS, np.nan, start=spent)
-    assert price(blind, settings) == price(spent, settings) > 10.0
+def test_while_telemetry_is_gone_nothing_is_made_up_and_the_price_returns_to_the_given_one():
+    for missed in (0.0, 0.03):
+        spent, settings = after(48 * HOUR_TICKS, missed)
+        away = [abs(price(spent, settings) - 10.0)]
+        for _ in range(4):
+            spent, _ = after(12 * HOUR_TICKS, np.nan, start=spent)
+            away.append(abs(price(spent, settings) - 10.0))
+        assert away == sorted(away, reverse=True)
+        assert away[0] > 5.0
+        assert away[-1] < 0.4
+        assert after(720 * HOUR_TICKS, np.nan, start=spent)[0].known[0] < 1e-6
+
+
+def test_one_bad_request_after_idle_days_is_no_reason_to_panic():
+    idle, _ = after(48 * HOUR_TICKS, np.nan, rate_rps=0.0)
+    woken, settings = after(4, 1.0, start=idle, rate_rps=0.1)
+    assert price(woken, settings) < 12.0
+
+
+def test_a_window_that_was_switched_on_again_begins_anew():
+    off, _ = after(HOUR_TICKS, 0.5, error_budget_window_s=one(0))
+    assert off.known == 0.0
+    assert price(*after(4, 0.5, start=off)) < 12.0
 
 
 def test_what_prometheus_remembers_is_what_was_lived_through():
     settings, lived = settings_of(1), budget.unknown(1)
     rng = np.random.default_rng(0)
     rate, missed = rng.gamma(3.0, 20.0, (1, 24 * 12)), rng.random((1, 24 * 12)) ** 8
+    rate[:, 60:100], missed[:, 60:100] = 0.0, np.nan  # idle
+    missed[:, 150:160] = np.nan
     for k in range(24 * HOUR_TICKS):
         lived = budget.update(lived, settings, rate[:, k // 20], missed[:, k // 20], 15.0)
     read_back = budget.remembered(settings, rate, missed, 300.0)

@@ -108,7 +108,10 @@ def test_ticks_of_two_intervals_that_overlap_keep_their_own_numbers():
 class Remembers(Nowhere):
     """A Prometheus that knows of a day in which every twentieth request missed the objective."""
 
+    asked = ()
+
     async def query_range(self, promql, start_s, end_s, step_s, timeout_s):
+        self.asked += ((promql, end_s - start_s, step_s),)
         times = np.arange(start_s, end_s + 1.0, step_s)
         value = 0.05 if promql.startswith("clamp_min") else 60.0
         series = RangeSeries({"namespace": "prod", "service": "shop"}, times, np.full(len(times), value))
@@ -116,9 +119,12 @@ class Remembers(Nowhere):
 
 
 def test_a_restart_does_not_forgive_what_was_missed_before_it():
-    store, cohort = PolicyStore(), Cohort(15.0)
+    store, cohort, prometheus = PolicyStore(), Cohort(15.0), Remembers()
     store.on_event(None, body())
-    asyncio.run(a_tick(store, Remembers()).run(cohort, 1e9))
+    asyncio.run(a_tick(store, prometheus).run(cohort, 1e9))
+    (asked,) = [one for one in prometheus.asked if "_bucket" in one[0]]
+    assert asked[1:] == (24 * 3600.0 - 600.0, 600.0), "two windows of 12 hours"
+    assert asked[0].count("[600000ms]") == 3, "no miss between two steps"
     assert cohort.state.budget.known[0] > 0.8
     assert budget.burn(cohort.state.budget, cohort.settings)[0] > 4.0
     forgetful = Cohort(15.0)

@@ -109,6 +109,7 @@ def test_utilisation_saturates_so_cpu_hides_how_far_the_load_is_over():
     assert outcome.utilization == pytest.approx([1, 1])
     assert seen[:, Signal.CPU_USAGE] == pytest.approx([4, 4])
     assert outcome.violations == pytest.approx(outcome.arrivals)
+    assert (seen[:, Signal.MISS_RATE] > 0.9).all()
     assert seen[1, Signal.ERROR_RATE] > seen[0, Signal.ERROR_RATE] > 0.2
 
 
@@ -119,6 +120,7 @@ def test_an_idle_workload_has_no_latency_rather_than_a_latency_of_zero():
     assert seen[Signal.REQUEST_RATE] == 0
     assert np.isnan(seen[Signal.LATENCY])
     assert np.isnan(seen[Signal.ERROR_RATE])
+    assert np.isnan(seen[Signal.MISS_RATE])
 
 
 def test_pods_cost_from_creation_to_the_end_of_their_termination():
@@ -221,17 +223,20 @@ def test_profiles_can_meet_their_slo_with_enough_pods_and_only_then():
 
 
 def test_latency_is_seen_through_the_buckets_that_were_configured():
-    seen = []
+    seen, misses = [], []
     for edges in ((0.5, 1.0, 2.0), (0.8, 0.9)):
         config = configure([PROFILES["web"]], latency_edges_ratio=edges)
         state = initial(config, np.array([6.0]), np.array([100.0]))
         state, outcome = step(config, state, np.array([6.0]), steady(config, 100.0), quiet(config))
         assert outcome.within.shape == (1, len(edges))
         seen.append(observe(config, state)[0, Signal.LATENCY] / PROFILES["web"].latency_threshold_s)
+        misses.append(observe(config, state)[0, Signal.MISS_RATE])
     # 99 % take less than 0.8 of the threshold, but fewer less than half of it: linear within the bucket reached.
     coarse, fine = seen
     assert 0.85 < coarse < 1.0
     assert 0.78 < fine < 0.8
+    assert 0 <= misses[0] < 0.01
+    assert np.isnan(misses[1]), "no bucket ends at the threshold"
 
 
 @pytest.mark.parametrize("edges", [(), (1.0, 0.5), (0.0, 1.0), (1.0, 1.0), (float("nan"),)])

@@ -74,7 +74,8 @@ def read(
     missed = xp.full_like(handled, xp.nan)
     if 1.0 in edges_ratio:
         in_time = requests[list(edges_ratio).index(1.0)]
-        missed = xp.where(handled > 0, 1.0 - in_time / maximum(xp, handled, 1e-9), missed)
+        late = maximum(xp, 1.0 - in_time / maximum(xp, handled, 1e-9), 0.0)
+        missed = xp.where(handled > 0, late, missed)
     latency_s = latency_threshold_s * histogram_quantile(QUANTILE, edges_ratio, by_row(requests))
     return stack(
         handled / window_s,
@@ -82,5 +83,5 @@ def read(
         errors,
         total[CPU] / window_s,
         cpu_request_cores,
-        maximum(xp, missed, 0.0),
+        missed,
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from understudy_operator.telemetry.port import Prometheus, QueryFailed, RangeResult, Result
 from understudy_operator.telemetry.presets import PRESETS
-from understudy_policy.signals import SIGNAL_NAMES, Cause, Samples, Signal
+from understudy_policy.signals import OPTIONAL_SIGNALS, SIGNAL_NAMES, Cause, Samples, Signal
 
 CUSTOM_QUERIES_PER_TICK = 50
 
@@ -119,8 +119,9 @@ def plan(
     queries: dict[tuple[Signal, str, _Labels], _Query] = {}
     left_out: dict[Signal, list[int]] = {}
     custom = 0
-    for row, target in enumerate(targets):
-        for signal in signals:
+    # What decisions need comes first in the budget, whoever asks for it.
+    for signal in sorted(signals, key=lambda signal: signal in OPTIONAL_SIGNALS):
+        for row, target in enumerate(targets):
             override = target.overrides.get(SIGNAL_NAMES[signal])
             if override is None:
                 promql, labels = _preset_query(target.preset, signal, target.window_s, target.threshold_s)
@@ -183,20 +184,20 @@ async def collect(port: Prometheus, asked: Plan, now_s: float, deadline_s: float
 async def backfill(
     port: Prometheus, asked: Plan, now_s: float, tick_s: float, ticks: int, timeout_s: float = 30.0
 ) -> tuple[np.ndarray, list[Problem]]:
-    """Read the request rates of the ticks before this one, so that a restart does not start from nothing.
+    """Read a signal at the ticks before this one, so that a restart does not start from nothing.
 
     Args:
         port: the way to Prometheus.
-        asked: for the request rate; its targets share the tick.
+        asked: for one signal, the request rate or a share.
         now_s: time of the newest tick, which is not part of the answer.
         tick_s: seconds between two ticks.
         ticks: how many.
         timeout_s: limit for each query.
 
     Returns:
-        Requests per second `[N, ticks]`, oldest first, NaN where unknown, and what went wrong.
+        Values `[N, ticks]`, oldest first, NaN where unknown, and what went wrong.
     """
-    rates = np.full((asked.size, ticks), np.nan)
+    values = np.full((asked.size, ticks), np.nan)
     problems = list(asked.left_out)
     start_s = now_s - ticks * tick_s
 
@@ -218,11 +219,11 @@ async def backfill(
             series = answer.series[one]
             column = np.rint((series.timestamp_s - start_s) / tick_s).astype(int)
             usable = (column >= 0) & (column < ticks) & np.isfinite(series.value) & (series.value >= 0)
-            rates[row, column[usable]] = series.value[usable]
+            values[row, column[usable]] = series.value[usable]
         if answer.warnings:
             detail = f"Prometheus warns: {'; '.join(answer.warnings)[:500]}"
             problems.append(Problem(query.signal, Cause.PARTIAL, detail, tuple(query.rows)))
-    return rates, problems
+    return values, problems
 
 
 @lru_cache(maxsize=4096)

@@ -98,7 +98,7 @@ class PrometheusConfig:
     headers: Mapping[str, str] = field(default_factory=dict)
     ca_file: Path | None = None
     connect_timeout_s: float = 1.0
-    threads: int = 5
+    threads: int = 6
 
 
 T = TypeVar("T", Result, RangeResult)

@@ -47,6 +47,10 @@ _WORKLOAD_OF_POD = (
     "topk by (namespace, pod) (1,"
     " max by (namespace, pod, workload) (namespace_workload_pod:kube_pod_owner:relabel))"
 )
+_IN_TIME = (
+    'sum by (namespace, service) (rate(http_request_duration_seconds_bucket{le=~"{threshold}"}[{window}]))'
+)
+_SERVED_IN_TIME = _IN_TIME.replace('"}', '",code!~"5.."}')
 _REQUESTS = "sum by (namespace, service) (rate(http_requests_total[{window}]))"
 
 HTTP_SERVER: Preset = {
@@ -76,10 +80,10 @@ HTTP_SERVER: Preset = {
         f" * on (namespace, pod) group_left (workload) {_WORKLOAD_OF_POD})",
         "workload",
     ),
-    # Where the histogram knows no code, the matcher finds an empty one and lets every request pass.
+    # Where the histogram knows no code, the matcher finds an empty one and lets every request pass; where nothing but
+    # failures is known, all were missed. Without a bucket at the threshold there is no answer.
     Signal.MISS_RATE: SignalQuery(
-        "clamp_min(1 - sum by (namespace, service) ("
-        'rate(http_request_duration_seconds_bucket{le=~"{threshold}",code!~"5.."}[{window}]))'
+        f"clamp_min(1 - ({_SERVED_IN_TIME} or 0 * {_IN_TIME})"
         " / sum by (namespace, service) (rate(http_request_duration_seconds_count[{window}])), 0)",
         "service",
     ),

@@ -118,12 +118,14 @@ class Objective(ApiModel):
     )
     error_budget_window: Duration = Field(
         default="12h",
-        description="How far back misses are held against the error budget (1 - sloTarget). While less is missed, the "
-        "actor is asked with a lower price than missedRequestPrice, and with a higher one when the budget is spent: "
-        "from 0.37 to 4.5 times as much. 0s: always with missedRequestPrice itself, as where misses are not measured.",
+        description="How far back misses are held against the error budget (1 - sloTarget), from 1h to 720h. While "
+        "less is missed, the actor is asked with a lower price than missedRequestPrice, and with a higher one when the "
+        "budget is spent: from 0.37 to 4.5 times as much, within 0.5 and 40, which actors learn with. 0s: always with "
+        "missedRequestPrice itself, as where misses are not measured.",
     )
-    calibrated_utilizations: tuple[CalibratedUtilization, ...] = Field(
-        default=(),
+    calibrated_utilizations: tuple[CalibratedUtilization, ...] | None = Field(
+        default=None,
+        min_length=1,
         max_length=CALIBRATED_SLOTS,
         description="How this workload was scaled best in its past, by the price of a missed request; understudy "
         "calibrate prints it. Utilisations are of capacityPerPod: give that as well. Actors that learned with it go by "
@@ -138,6 +140,16 @@ class Objective(ApiModel):
             holds=lambda objective: objective.latency_threshold_s >= 0.001,
             message="latencyThreshold is {latencyThreshold}, shorter than 1ms: give the time within which "
             "a request must be answered, such as 250ms",
+        ),
+        Rule(
+            field="errorBudgetWindow",
+            cel="duration(self.errorBudgetWindow) == duration('0s') || (duration(self.errorBudgetWindow) >= "
+            "duration('1h') && duration(self.errorBudgetWindow) <= duration('720h'))",
+            holds=lambda objective: (
+                objective.error_budget_window_s == 0 or 3600 <= objective.error_budget_window_s <= 720 * 3600
+            ),
+            message="errorBudgetWindow is {errorBudgetWindow}: choose a window from 1h to 720h, such as 12h, "
+            "or 0s for a price that stays",
         ),
         Rule(
             field="capacityPerPod",

@@ -12,8 +12,8 @@ import numpy as np
 
 from understudy_policy import actions, calibration, decision, signals
 from understudy_policy.api.base import duration_s
+from understudy_policy.api.parts import Objective
 from understudy_policy.artifact import Actor, load
-from understudy_policy.budget import WINDOW
 from understudy_policy.calibration import Choice, FixedChoice, RowChoice, Workload
 from understudy_policy.references.rule import Rule, RuleSignals
 from understudy_policy.settings import Settings
@@ -49,7 +49,7 @@ PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 SLO_TARGET = 0.99
 
-ERROR_BUDGET_WINDOW_S = duration_s(WINDOW)
+ERROR_BUDGET_WINDOW_S = duration_s(Objective.model_fields["error_budget_window"].default)
 """Over which a policy's price follows the error budget: what a resource has where it says nothing."""
 
 TUNED = "fine-tuned:"
