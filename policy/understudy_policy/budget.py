@@ -90,7 +90,7 @@ def burn(budget: Budget, settings: Settings) -> Array:
     xp = namespace(budget.known)
     requests = xp.where(budget.rate_rps > 0, budget.rate_rps, xp.ones_like(budget.rate_rps))
     measured = budget.missed_rps / requests / (1.0 - settings.slo_target)
-    return xp.where(budget.rate_rps > 0, 1.0 + budget.known * (measured - 1.0), xp.ones_like(requests))
+    return 1.0 + budget.known * (measured - 1.0)
 
 
 def price(burn: Array, settings: Settings) -> Array:

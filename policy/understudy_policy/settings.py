@@ -161,10 +161,7 @@ def calibrated_at(settings: Settings) -> Array:
     away = xp.where(is_unknown(away), xp.full_like(away, xp.inf), away)
     nearest = away <= xp.min(away, axis=1)[:, None]
     # Of two that are as near the lower one: the safer.
-    return xp.min(
-        xp.where(nearest, settings.calibrated_utilization, xp.full_like(away, xp.inf)),
-        axis=1,
-    )
+    return xp.min(xp.where(nearest, settings.calibrated_utilization, xp.full_like(away, xp.inf)), axis=1)
 
 
 def _calibrated(given: Sequence[Sequence[CalibratedUtilization]]) -> tuple[np.ndarray, np.ndarray]:

@@ -70,17 +70,17 @@ def read(
     window_s, total = tick_s * sum(weights), each(in_window, *map(by_column, scrapes))
     requests = total[REQUESTS]
     handled = requests[-1]
-    errors = xp.where(handled > 0, total[ERRORS] / maximum(xp, handled, 1e-9), xp.nan)
-    missed = xp.full_like(handled, xp.nan)
-    if 1.0 in edges_ratio:
-        in_time = requests[list(edges_ratio).index(1.0)]
-        late = maximum(xp, 1.0 - in_time / maximum(xp, handled, 1e-9), 0.0)
-        missed = xp.where(handled > 0, late, missed)
+
+    def share(part: Array) -> Array:
+        return xp.where(handled > 0, part / maximum(xp, handled, 1e-9), xp.nan)
+
+    in_time = requests[edges_ratio.index(1.0)] if 1.0 in edges_ratio else None
+    missed = xp.full_like(handled, xp.nan) if in_time is None else share(maximum(xp, handled - in_time, 0.0))
     latency_s = latency_threshold_s * histogram_quantile(QUANTILE, edges_ratio, by_row(requests))
     return stack(
         handled / window_s,
         latency_s,
-        errors,
+        share(total[ERRORS]),
         total[CPU] / window_s,
         cpu_request_cores,
         missed,

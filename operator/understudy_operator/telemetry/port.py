@@ -25,7 +25,7 @@ from prometheus_api_client import PrometheusConnect
 from requests.auth import AuthBase
 from urllib3.util.retry import Retry
 
-from understudy_policy.signals import Cause
+from understudy_policy.signals import Cause, Signal
 
 LONGEST_GET = 1800
 """Characters of PromQL that still travel in a URL; proxies begin to refuse a little above."""
@@ -98,7 +98,7 @@ class PrometheusConfig:
     headers: Mapping[str, str] = field(default_factory=dict)
     ca_file: Path | None = None
     connect_timeout_s: float = 1.0
-    threads: int = 6
+    threads: int = len(Signal)
 
 
 T = TypeVar("T", Result, RangeResult)

@@ -171,11 +171,8 @@ def _calibrated(where: Where) -> tuple[Floats, Floats] | None:
     """Prices, and the utilisations that were best on the past at them, `[N, K]`; None where nobody looked."""
     if where.aim_cost is None or where.aim_violation is None:
         return None
-    count = len(where.aim_cost)
-    found = [
-        best_aim(np.full(count, price), where.aim_cost.T, where.aim_violation.T) for price in PREFERENCES
-    ]
-    return np.tile(PREFERENCES, (count, 1)), np.stack(found, axis=1)
+    prices = np.tile(PREFERENCES, (len(where.aim_cost), 1))
+    return prices, best_aim(prices, where.aim_cost.T[..., None], where.aim_violation.T[..., None])
 
 
 class _PolicyPlayer:
