@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -261,25 +261,43 @@ class Tick:
 
     async def _read_past(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> None:
         """Give new rows the past that Prometheus remembers, so that a restart does not start from nothing."""
-        targets = [cohort.telemetry[row] for row in rows]
-        settings = take(cohort.settings, rows)
-        # Two windows back, in steps over which the preset takes its rates, so that no miss falls between two of them.
-        step_s = max(float(settings.error_budget_window_s.max()) / BUDGET_STEPS, cohort.tick_s)
-        wide = [replace(target, window_s=step_s) for target in targets]
-
-        def read(asked: Plan, step_s: float, steps: int) -> Awaitable[tuple[np.ndarray, list[Problem]]]:
-            return backfill(self._prometheus, asked, now_s, step_s, steps, timeout_s=0.5 * cohort.tick_s)
-
+        windows_s = cohort.settings.error_budget_window_s[rows]
+        followed = np.unique(windows_s[windows_s > 0])
         # All at once: one after the other, a Prometheus that hangs would hold up the ticks by each of their limits.
-        (rates, no_rates), (wide_rates, no_wide_rates), (miss_rates, no_miss_rates) = await asyncio.gather(
-            read(plan(targets, (Signal.REQUEST_RATE,)), cohort.tick_s, past.TICKS - 1),
-            read(plan(wide, (Signal.REQUEST_RATE,)), step_s, 2 * BUDGET_STEPS),
-            read(plan(wide, (Signal.MISS_RATE,)), step_s, 2 * BUDGET_STEPS),
+        problems = await asyncio.gather(
+            self._read_rates(cohort, rows, now_s),
+            *(self._read_budget(cohort, rows[windows_s == one], float(one), now_s) for one in followed),
         )
-        cohort.state.history.backfill(rows, rates)
-        cohort.remember_budget(rows, budget.remembered(settings, wide_rates, miss_rates, step_s))
-        for detail in dict.fromkeys(p.detail for p in (*no_rates, *no_wide_rates, *no_miss_rates)):
+        for detail in dict.fromkeys(problem.detail for part in problems for problem in part):
             log.warning("the past could not be read back: %s", detail)
+
+    async def _read_rates(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> Sequence[Problem]:
+        """The request rates of the last hour."""
+        asked = plan([cohort.telemetry[row] for row in rows], (Signal.REQUEST_RATE,))
+        rates, problems = await self._backfill(cohort, asked, now_s, cohort.tick_s, past.TICKS - 1)
+        cohort.state.history.backfill(rows, rates)
+        return problems
+
+    async def _read_budget(
+        self, cohort: Cohort, rows: np.ndarray, window_s: float, now_s: float
+    ) -> Sequence[Problem]:
+        """Two windows of the error budget, in steps over which rates are taken: no miss falls between two of them."""
+        step_s = max(window_s / BUDGET_STEPS, cohort.tick_s)
+        targets = [replace(cohort.telemetry[row], window_s=step_s) for row in rows]
+        (rates, no_rates), (miss_rates, no_miss_rates) = await asyncio.gather(
+            *(
+                self._backfill(cohort, plan(targets, (signal,)), now_s, step_s, 2 * BUDGET_STEPS)
+                for signal in (Signal.REQUEST_RATE, Signal.MISS_RATE)
+            )
+        )
+        settings = take(cohort.settings, rows)
+        cohort.remember_budget(rows, budget.remembered(settings, rates, miss_rates, step_s))
+        return [*no_rates, *no_miss_rates]
+
+    async def _backfill(
+        self, cohort: Cohort, asked: Plan, now_s: float, step_s: float, steps: int
+    ) -> tuple[np.ndarray, list[Problem]]:
+        return await backfill(self._prometheus, asked, now_s, step_s, steps, timeout_s=0.5 * cohort.tick_s)
 
     def _recreated(self, records: Sequence[PolicyRecord], found: Sequence[ScaleView | None]) -> np.ndarray:
         """Rows whose target is another object than at the last tick."""

@@ -48,6 +48,8 @@ def unknown(count: int) -> Budget:
 def update(budget: Budget, settings: Settings, rate_rps: Array, miss_rate: Array, step_s: float) -> Budget:
     """Fold some time in. Of time that is unknown or without requests nothing is known, and what was known fades.
 
+    A window of 0 remembers nothing, so a budget that is switched on again begins anew.
+
     Args:
         budget: so far.
         settings: its windows.
@@ -57,9 +59,10 @@ def update(budget: Budget, settings: Settings, rate_rps: Array, miss_rate: Array
     """
     xp, nothing = namespace(rate_rps), namespace(rate_rps).zeros_like(rate_rps)
     window_s = settings.error_budget_window_s
-    new = xp.where(window_s > 0, -xp.expm1(-step_s / maximum(xp, window_s, step_s)), nothing)
+    followed = window_s > 0
+    new = xp.where(followed, -xp.expm1(-step_s / maximum(xp, window_s, step_s)), xp.ones_like(rate_rps))
     # A comparison with NaN is false.
-    seen = (rate_rps > 0) & (miss_rate <= 1.0 + 1e-3)
+    seen = followed & (rate_rps > 0) & (miss_rate <= 1.0 + 1e-3)
 
     def folded(old: Array, now: Array) -> Array:
         return old + new * (xp.where(seen, now, nothing) - old)
@@ -98,5 +101,4 @@ def price(burn: Array, settings: Settings) -> Array:
     xp, given = namespace(burn), settings.missed_request_price
     steered = given * xp.exp(minimum(xp, burn - 1.0, MOST_EXCESS))
     steered = maximum(xp, steered, minimum(xp, given, LOWEST_PRICE))
-    steered = minimum(xp, steered, maximum(xp, given, HIGHEST_PRICE))
-    return xp.where(settings.error_budget_window_s > 0, steered, given)
+    return minimum(xp, steered, maximum(xp, given, HIGHEST_PRICE))

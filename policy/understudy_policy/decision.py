@@ -21,10 +21,10 @@ from understudy_policy.guards.context import Context
 from understudy_policy.guards.kill import handover
 from understudy_policy.guards.reasons import KillScope, Reason
 from understudy_policy.guards.target import left_alone
-from understudy_policy.references import hpa
+from understudy_policy.references import hpa, observed
 from understudy_policy.references.behavior import overwrite
 from understudy_policy.rows import Array, device, is_unknown, maximum, minimum, namespace, shared, take
-from understudy_policy.settings import REFERENCE_CPU, Settings
+from understudy_policy.settings import Settings
 from understudy_policy.signals import Cause, Signal
 
 ACTOR_WARMUP_TICKS = 20
@@ -221,12 +221,14 @@ def observe(settings: Settings, state: State, seen: Seen) -> tuple[State, Observ
     changed = xp.where(known_target & (state.replicas >= 0), current - state.replicas, xp.zeros_like(current))
     _remember_change(xp, history, changed, seen.now_s, settings)
     history.advance(seen.now_s, values[:, Signal.REQUEST_RATE])
-    _seed(xp, history, state.ticks_seen == 0, current)
+    history.join(state.ticks_seen == 0, current)
     since = xp.where(changed == 0, state.ticks_since_change + 1, xp.zeros_like(current))
 
     load = features.load(history)
     created = current if seen.created is None else xp.where(known_target, seen.created, current)
-    reference_raw, reference_known = _reference(xp, settings, values, capacity, current, created, seen.ready)
+    reference_raw, reference_known = observed.recommend(
+        settings, values, capacity, current, created, seen.ready
+    )
     reference, _ = hpa.normalize(
         reference_raw,
         current,
@@ -327,8 +329,7 @@ def decide(
     # Outside its bounds an HPA moves without asking its metrics, and recommends nothing.
     within = (seen.replicas >= settings.min_replicas) & (seen.replicas <= settings.max_replicas)
     known = observation.reference_known & within
-    _remember(xp, history.recommendation, history.head, wanted, known)
-    _remember(xp, history.reference_recommendation, history.head, observation.reference_raw, known)
+    history.book(wanted, observation.reference_raw, known)
     limited_by, reason = _last_limit(xp, chain)
     columns = xp.arange(probabilities.shape[1], device=device(probabilities))[None, :]
     chosen = xp.where(columns == row[:, None], probabilities, xp.zeros_like(probabilities))
@@ -381,51 +382,6 @@ def _propose(
     return row, age, proposal, xp.where(valid & (row >= 0), xp.zeros_like(row), doubt)
 
 
-def _reference(
-    xp: Any, settings: Settings, values: Array, capacity: Array, current: Array, created: Array, ready: Array
-) -> tuple[Array, Array]:
-    """What an HPA on the same telemetry would recommend, and where it can know.
-
-    All that is known of the pods is how many exist (`status.replicas`), how many of those are ready
-    (`readyReplicas`), and the CPU of all of them in one sum. So this departs from the pod-by-pod rules at
-    `hpa.PodSums` in five things: a pod that exists and is not ready is unready, while the HPA calls it missing
-    if it runs without a metric (on the way down it then counts as busy) and ready if it broke after its first
-    five minutes; a ready pod without a metric is idle, not missing; one that has just become ready is ready at
-    once; and what pods that are not ready use counts as used by those that are.
-    """
-    up, down = settings.behavior.scale_up.tolerance, settings.behavior.scale_down.tolerance
-    request = values[:, Signal.CPU_REQUEST]
-    zero = xp.zeros_like(current)
-    unready = maximum(xp, created - ready, 0)
-    cpu_known = ~is_unknown(values[:, Signal.CPU_USAGE]) & ~is_unknown(request)
-    pods = hpa.PodSums(
-        ready=ready,
-        ready_usage_milli=_milli(xp, values[:, Signal.CPU_USAGE]),
-        ready_request_milli=_milli(xp, request) * ready,
-        missing=zero,
-        missing_request_milli=zero,
-        unready=unready,
-        unready_request_milli=_milli(xp, request) * unready,
-    )
-    percent = xp.astype(xp.round(settings.reference_target * 100), xp.int64)
-    by_cpu, cpu_valid = hpa.resource_utilization(pods, current, percent, up, down)
-
-    rate = values[:, Signal.REQUEST_RATE]
-    per_pod = _milli(xp, settings.reference_target * capacity)
-    rate_known = ~is_unknown(rate) & ~is_unknown(capacity) & (per_pod > 0)
-    by_rate = hpa.external_average_value(_milli(xp, rate), maximum(xp, per_pod, 1), created, up, down)
-    use_cpu = settings.reference_signal == REFERENCE_CPU
-    known = xp.where(use_cpu, cpu_known & cpu_valid, rate_known)
-    wanted = xp.where(use_cpu, by_cpu, by_rate)
-    return xp.where(known, wanted, current), known
-
-
-def _milli(xp: Any, value: Array) -> Array:
-    """Thousandths as integers, as the metrics API carries quantities; 0 where unknown."""
-    scaled = xp.where(is_unknown(value), xp.zeros_like(value), value * 1000.0)
-    return xp.astype(xp.ceil(minimum(xp, scaled, 2.0**52) - 1e-6), xp.int64)
-
-
 def _actor_doubt(xp: Any, cause: Array, capacity: Array, known_ticks: Array) -> Array:
     """Why the actor may not speak, as far as its inputs tell; the gravest reason last, so that it wins."""
     none = xp.zeros_like(known_ticks)
@@ -433,12 +389,6 @@ def _actor_doubt(xp: Any, cause: Array, capacity: Array, known_ticks: Array) -> 
     reason = xp.where(is_unknown(capacity), xp.full_like(none, int(Reason.CAPACITY_UNKNOWN)), reason)
     stale = (cause[:, Signal.REQUEST_RATE] != Cause.OK) | (cause[:, Signal.LATENCY] != Cause.OK)
     return xp.where(stale, xp.full_like(none, int(Reason.TELEMETRY_UNKNOWN)), reason)
-
-
-def _remember(xp: Any, ring: Array, head: int, recommendation: Array, known: Array) -> None:
-    """Book a recommendation; a tick that only held, because nothing was known, recommends nothing."""
-    nothing = xp.full_like(recommendation, past.NO_RECOMMENDATION)
-    ring[:, head] = xp.astype(xp.where(known, recommendation, nothing), ring.dtype)
 
 
 def _remember_change(
@@ -463,16 +413,6 @@ def _remember_change(
         )
         history.place[rows, column] = xp.astype(place, history.place.dtype)
     history.change[:, column] = xp.astype(changed, history.change.dtype)
-
-
-def _seed(xp: Any, history: past.History, new: Array, current: Array) -> None:
-    """A row that just joined starts from the replicas it found, as if they had just been recommended.
-
-    That is what keeps a restart from scaling in: the stabilisation window has to pass first.
-    """
-    column = (history.head - 1) % past.TICKS
-    for ring in (history.recommendation, history.reference_recommendation):
-        ring[:, column] = xp.where(new, xp.astype(current, ring.dtype), ring[:, column])
 
 
 def _last_limit(xp: Any, chain: guard_chain.Chain) -> tuple[Array, Array]:

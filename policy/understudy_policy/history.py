@@ -92,6 +92,29 @@ class History:
         self.change[:, self.head] = 0
         self._fill_block(xp, value)
 
+    def join(self, new: Array, replicas: Array) -> None:
+        """Let rows that just joined start from the replicas that they found, as if they had just been recommended.
+
+        That is what keeps a restart from scaling in: the stabilisation window has to pass first.
+
+        Args:
+            new: `[N]` bool.
+            replicas: `[N]` int64.
+        """
+        xp, column = namespace(new), (self.head - 1) % TICKS
+        for ring in (self.recommendation, self.reference_recommendation):
+            ring[:, column] = xp.where(new, xp.astype(replicas, ring.dtype), ring[:, column])
+
+    def book(self, recommendation: Array, reference_recommendation: Array, known: Array) -> None:
+        """Write down what this tick recommends, `[N]` int64; where it only held, knowing nothing, that is nothing."""
+        xp = namespace(known)
+        nothing = xp.full_like(recommendation, NO_RECOMMENDATION)
+        for ring, wanted in (
+            (self.recommendation, recommendation),
+            (self.reference_recommendation, reference_recommendation),
+        ):
+            ring[:, self.head] = xp.astype(xp.where(known, wanted, nothing), ring.dtype)
+
     def _fill_block(self, xp: Any, value: Array) -> None:
         known = ~is_unknown(value)
         self.block_sum += xp.where(known, value, xp.zeros_like(value))

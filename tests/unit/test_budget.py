@@ -88,7 +88,9 @@ def test_one_bad_request_after_idle_days_is_no_reason_to_panic():
 
 
 def test_a_window_that_was_switched_on_again_begins_anew():
-    off, _ = after(HOUR_TICKS, 0.5, error_budget_window_s=one(0))
+    bad, settings = after(12 * HOUR_TICKS, 0.5)
+    assert price(bad, settings) == 40.0
+    off, _ = after(1, 0.5, start=bad, error_budget_window_s=one(0))
     assert off.known == 0.0
     assert price(*after(4, 0.5, start=off)) < 12.0
 

@@ -132,6 +132,21 @@ def test_a_restart_does_not_forgive_what_was_missed_before_it():
     assert budget.burn(forgetful.state.budget, forgetful.settings).tolist() == [1.0]
 
 
+def test_every_budget_is_read_back_over_its_own_window_and_none_where_nothing_follows_it():
+    store, prometheus = PolicyStore(), Remembers()
+    for window in ("1h", "720h", "0s"):
+        objective = body()["spec"]["objective"] | {"errorBudgetWindow": window}
+        store.on_event(None, body(window, uid=window, target="shop", objective=objective))
+    cohort = Cohort(15.0)
+    asyncio.run(a_tick(store, prometheus).run(cohort, 1e9))
+    steps = sorted(step_s for promql, _, step_s in prometheus.asked if "_bucket" in promql)
+    assert steps == [50.0, 36_000.0]
+    known = dict(zip((record.uid for record in cohort.records), cohort.state.budget.known, strict=True))
+    assert known["0s"] == 0.0
+    assert known["1h"] > 0.8
+    assert known["720h"] > 0.8
+
+
 def test_who_does_not_write_for_a_conflict_grants_no_authority():
     store, nowhere = PolicyStore(), Nowhere()
     store.on_event(None, body(mode="Active"))

@@ -47,10 +47,9 @@ _WORKLOAD_OF_POD = (
     "topk by (namespace, pod) (1,"
     " max by (namespace, pod, workload) (namespace_workload_pod:kube_pod_owner:relabel))"
 )
-_IN_TIME = (
-    'sum by (namespace, service) (rate(http_request_duration_seconds_bucket{le=~"{threshold}"}[{window}]))'
-)
-_SERVED_IN_TIME = _IN_TIME.replace('"}', '",code!~"5.."}')
+_OF_BUCKET = "sum by (namespace, service) (rate(http_request_duration_seconds_bucket{%s}[{window}]))"
+_IN_TIME = _OF_BUCKET % 'le=~"{threshold}"'
+_SERVED_IN_TIME = _OF_BUCKET % 'le=~"{threshold}",code!~"5.."'
 _REQUESTS = "sum by (namespace, service) (rate(http_requests_total[{window}]))"
 
 HTTP_SERVER: Preset = {

@@ -41,7 +41,7 @@ class PodSums:
       readiness last changed within 30 s of its start (`--horizontal-pod-autoscaler-initial-readiness-delay`);
     * ready: all others, also a pod that was ready once and is not any more.
 
-    Whoever looks at no single pods cannot group them so: `decision` says what it makes of theirs. For pods of
+    Whoever looks at no single pods cannot group them so: `observed` says what it makes of theirs. For pods of
     one template the sums lose nothing; where requests differ among the missing pods and the target is above
     100 %, they may be about one milli-unit per missing pod off.
     """

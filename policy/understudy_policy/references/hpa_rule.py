@@ -9,19 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from understudy_policy.references import hpa
+from understudy_policy.references import hpa, observed
 from understudy_policy.references.behavior import (
     DEFAULT_DOWNSCALE_STABILIZATION_S,
     NO_RECOMMENDATION,
     Behavior,
-    as_float,
     as_int,
     overwrite,
 )
 from understudy_policy.references.rule import Rule, RuleSignals, State, push, whole_ticks
-from understudy_policy.rows import Array, device, is_unknown, maximum, minimum, namespace, shared
-
-_EXACT_INTEGERS = 2.0**52
+from understudy_policy.rows import Array, device, namespace, shared
 
 
 @dataclass(frozen=True)
@@ -152,23 +149,18 @@ class HpaRule(HpaLoop[HpaMemory]):
 
     def decide(self, state: HpaMemory, seen: RuleSignals, now_s: float) -> tuple[HpaMemory, Array]:
         """See `Rule`."""
-        xp = namespace(seen.cpu_usage_cores)
         current, ready = as_int(seen.replicas), as_int(seen.ready)
-        known = ~seen.failed & ~is_unknown(seen.cpu_usage_cores) & ~is_unknown(seen.cpu_request_cores)
-        request = milli(seen.cpu_request_cores)
-        none, unready = xp.zeros_like(current), maximum(xp, current - ready, 0)
-        pods = hpa.PodSums(
+        percent = as_int(self.target_percent)
+        desired, known = observed.by_cpu(
+            seen.cpu_usage_cores,
+            seen.cpu_request_cores,
+            percent,
+            current,
+            created=current,
             ready=ready,
-            ready_usage_milli=milli(seen.cpu_usage_cores),
-            ready_request_milli=request * ready,
-            missing=none,
-            missing_request_milli=none,
-            unready=unready,
-            unready_request_milli=request * unready,
+            behavior=self.behavior,
         )
-        up, down = self.behavior.scale_up.tolerance, self.behavior.scale_down.tolerance
-        desired, valid = hpa.resource_utilization(pods, current, as_int(self.target_percent), up, down)
-        return self.settle(state, desired, known & valid, current, as_int(self.min_replicas), now_s)
+        return self.settle(state, desired, known & ~seen.failed, current, as_int(self.min_replicas), now_s)
 
 
 def _longest(up_s: Array, down_s: Array, least_s: float = 0.0) -> float:
@@ -179,11 +171,3 @@ def _longest(up_s: Array, down_s: Array, least_s: float = 0.0) -> float:
 def within(current: Array, low: Array, high: Array) -> Array:
     """Where an HPA looks at its metrics at all: the scale is neither switched off nor outside its bounds."""
     return (current <= high) & (current >= low) & ((current > 0) | (low == 0))
-
-
-def milli(value: Array) -> Array:
-    """Thousandths as integers, rounded up as the resource metrics API does; 0 where unknown."""
-    xp = namespace(value)
-    scaled = xp.where(is_unknown(value), xp.zeros_like(value), value) * 1000.0
-    # What float arithmetic added to a whole number must not become one more.
-    return as_int(xp.ceil(minimum(xp, as_float(scaled), _EXACT_INTEGERS) - 1e-6))
