@@ -14,6 +14,7 @@ from understudy_simulator.audition import best_aim
 from understudy_simulator.judge import bench, report, show, summary
 from understudy_simulator.judge.contest import CellResult, Entrant, hold
 from understudy_simulator.judge.entrants import (
+    FORECAST,
     HPA,
     KEDA,
     PREFERENCES,
@@ -87,7 +88,7 @@ def test_nobody_is_below_the_clairvoyant_bound(contest):
 def test_the_table_holds_every_contestant_with_clairvoyant_last(contest):
     assert contest.contestants == [
         "hpa-stock", "hpa-past", "hpa-hindsight", "keda-past", "keda-hindsight", "knative-past", "seasonal-past",
-        "rule-past", "rule-hindsight", "static", "zero-shot", "auditioned", "clairvoyant",
+        "rule-past", "rule-hindsight", "static", "zero-shot", "auditioned", "perfect-forecast", "clairvoyant",
     ]  # fmt: skip
 
 
@@ -120,6 +121,13 @@ def test_a_fixed_number_of_pods_costs_just_that(contest):
         started = 5.0 * max(cell.start_replicas(cell.past_ticks) - replicas[0], 0)  # termination lag
         expected = (pod_seconds + started) * cell.service.capacity_rps / arrivals
         np.testing.assert_allclose(result.future[COST, k], expected, rtol=1e-4)
+
+
+def test_knowing_the_rate_to_come_beats_every_rule_where_the_load_moves_and_pods_start_slowly():
+    (cell,) = cells(replace(SMALL, startup_s=(180.0,), pods=(20.0,)))
+    table = summary.standings(hold([cell], rules())[0])
+    forecast, rule = (table[name].figures[ADJUSTED].mean() for name in ("perfect-forecast", "rule-hindsight"))
+    assert table["clairvoyant"].figures[ADJUSTED].mean() < forecast < rule
 
 
 def test_adjusted_is_cost_plus_ten_times_what_is_missed_beyond_the_budget(contest):
@@ -245,10 +253,11 @@ def invented(rule, own, stock=2.0, bound=1.0, seeds=4, tuned=None, tuned_future=
         "seasonal",
         ROW,
         STATIC,
+        FORECAST,
         "mine",
         *([TUNED + "mine"] if tuned else []),
     )
-    costs = [stock, rule + 0.2, rule + 0.1, 3.0, 3.0, rule, 4.0, own, *([tuned] if tuned else [])]
+    costs = [stock, rule + 0.2, rule + 0.1, 3.0, 3.0, rule, 4.0, 1.1, own, *([tuned] if tuned else [])]
     adjusted = np.array(costs)[:, None].repeat(seeds, 1)
     values = np.zeros((len(FIGURES), len(names), seeds))
     values[ADJUSTED], values[COST], values[VIOLATION], values[ACTIONS] = adjusted, adjusted, 0.005, 6.0
@@ -313,7 +322,13 @@ def test_a_policy_trained_further_takes_part_in_the_audition_like_any_other():
         assert table["auditioned"].label == chosen
         assert table["fine-tuned"].label == TUNED + "mine"
         assert table["zero-shot"].label == "mine"
-        assert list(table)[-4:] == ["zero-shot", "fine-tuned", "auditioned", "clairvoyant"]
+        assert list(table)[-5:] == [
+            "zero-shot",
+            "fine-tuned",
+            "auditioned",
+            "perfect-forecast",
+            "clairvoyant",
+        ]
 
 
 def test_a_fine_tuned_policy_chooses_its_preference_on_the_past():

@@ -169,7 +169,7 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
             cells = own_cells(own, seeds or 5)
             conditions = {"history": own.trace.name, "seeds": cells[0].seeds, "policies": _names(policy)}
             contest = _judge(cells, policy, finetune, out, workers, conditions, json, html)
-            for contestant in ("rule-past", *contest.policies):
+            for contestant in ("rule-past", *contest.policies, "perfect-forecast"):
                 ratio = contest.ratio(contestant, "hpa-stock")
                 typer.echo(
                     f"{contestant} would have saved {1 - ratio['geomean']:.1%} of hpa-stock's adjusted cost "

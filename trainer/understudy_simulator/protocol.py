@@ -147,18 +147,20 @@ class Chance:
 def draw(cell: Cell) -> Chance:
     """The chance of a cell: a function of the cell and nothing else."""
     seed = int.from_bytes(hashlib.sha256(f"{VERSION} {cell.key}".encode()).digest()[:8], "big")
-    dt_s = TICK_S / SUB_STEPS
-    time_s = dt_s * (np.arange(cell.ticks * SUB_STEPS) + 0.5)
-    middle_s = cell.curve.timestamp_s + 0.5 * cell.curve.step_s
-    expected = (dt_s * np.interp(time_s, middle_s, cell.curve.requests_per_second)).reshape(
-        cell.ticks, SUB_STEPS
-    )
+    expected = TICK_S / SUB_STEPS * expected_rps(cell)
     arrivals, startup, service = [], [], []
     for rng in np.random.default_rng(seed).spawn(cell.seeds):
         arrivals.append(draw_arrivals(rng, expected, cell.dispersion).astype(np.float32))
         startup.append(rng.random(cell.ticks, np.float32))
         service.append(rng.standard_normal((cell.ticks, SUB_STEPS), np.float32))
     return Chance(np.stack(arrivals), np.stack(startup), np.stack(service))
+
+
+def expected_rps(cell: Cell) -> NDArray[np.float64]:
+    """The rate that arrivals are drawn around, `[T, sub_steps]`."""
+    time_s = TICK_S / SUB_STEPS * (np.arange(cell.ticks * SUB_STEPS) + 0.5)
+    middle_s = cell.curve.timestamp_s + 0.5 * cell.curve.step_s
+    return np.interp(time_s, middle_s, cell.curve.requests_per_second).reshape(cell.ticks, SUB_STEPS)
 
 
 def cells(folder: Path, protocol: Protocol) -> tuple[list[Cell], dict[str, str]]:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from understudy_policy.references.rule import RuleSignals
-from understudy_policy.rows import take
+from understudy_policy.rows import shared, take
 from understudy_simulator.clairvoyant import Bound, bound
 from understudy_simulator.judge.world import FIGURES, Floats, Ints, Luck, World
-from understudy_simulator.protocol import STARTUP_SIGMA, TICK_S, Cell, draw
+from understudy_simulator.protocol import STARTUP_SIGMA, TICK_S, Cell, draw, expected_rps
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Where:
         latency_threshold_s: of the objective.
         min_replicas, max_replicas: int64.
         static_replicas: int64, the 95th percentile of the past's demand in pods.
+        startup_s: median start-up.
+        expected_rps: `[cells, T]` the rate that arrivals are drawn around, the future's, too: nobody may know it who is
+            not there to show what knowing it would be worth.
         aim_cost, aim_violation: `[N, K]` on the past, of a rule over five minutes at each of `audition.AIMS`; None:
             nobody looked.
     """
@@ -46,6 +49,8 @@ class Where:
     min_replicas: Ints
     max_replicas: Ints
     static_replicas: Ints
+    startup_s: Floats
+    expected_rps: Floats = shared()
     aim_cost: Floats | None = None
     aim_violation: Floats | None = None
 
@@ -255,6 +260,8 @@ def _where(cells: Sequence[Cell]) -> Where:
         min_replicas=np.ones(len(cells), np.int64),
         max_replicas=np.array([c.max_replicas for c in cells]),
         static_replicas=np.array(static),
+        startup_s=np.array([c.startup_s for c in cells]),
+        expected_rps=np.stack([expected_rps(c).mean(axis=1) for c in cells]),
     )
 
 

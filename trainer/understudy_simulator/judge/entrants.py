@@ -23,7 +23,7 @@ from understudy_simulator.judge.contest import Entrant, Player, Where
 from understudy_simulator.judge.world import Floats, Ints
 from understudy_simulator.protocol import TICK_S
 
-STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW, STATIC = (
+STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW, STATIC, FORECAST = (
     "stock",
     "hpa",
     "keda",
@@ -31,6 +31,7 @@ STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW, STATIC = (
     "seasonal",
     "row",
     "static",
+    "perfect-forecast",
 )
 SWEPT = (STOCK, HPA, KEDA, KNATIVE, SEASONAL, ROW)
 """Entrants whose configurations are what `rule-past` and `rule-hindsight` choose from."""
@@ -46,6 +47,12 @@ CHOICES: dict[str, Sequence[Choice]] = {
 
 PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Prices of a missed request that a policy may be asked for; it chooses one on the past, and its budget steers it."""
+
+FORECAST_STARTUPS = (1.0, 1.5)
+"""How far ahead a perfect forecast looks, in median start-ups."""
+
+FORECAST_UTILIZATIONS = (0.58, 0.66, 0.75, 0.84, 0.89, 0.92, 0.95, 0.97, 1.0, 1.03)
+"""Target utilisations that go with it: closer together where a forecast without error would be used."""
 
 SLO_TARGET = 0.99
 
@@ -76,7 +83,7 @@ class _RulePlayer:
 
 def rules() -> list[Entrant]:
     """All rules of the protocol."""
-    return [*(_of_choices(name, choices) for name, choices in CHOICES.items()), _static()]
+    return [*(_of_choices(name, choices) for name, choices in CHOICES.items()), _static(), _forecast()]
 
 
 def aims() -> Entrant:
@@ -97,6 +104,34 @@ def _static() -> Entrant:
         return _RulePlayer(calibration.build(fixed, _workload(where)))
 
     return Entrant(STATIC, ("p95 of the past's demand",), play)
+
+
+class _ForecastPlayer:
+    """Knows the rate to come, though not the arrivals that are drawn around it, and keeps one head-room."""
+
+    def __init__(self, startups: Floats, utilization: Floats, where: Where) -> None:
+        self._where, self._pods_rps = where, where.capacity_rps * utilization
+        ahead = np.ceil(startups * where.startup_s / TICK_S).astype(np.int64) + 1
+        self._groups = [(ticks, np.flatnonzero(ahead == ticks)) for ticks in np.unique(ahead)]
+
+    def decide(self, values: Floats, seen: RuleSignals, now_s: float) -> Ints:
+        tick, most_rps = round(now_s / TICK_S), np.empty(len(values))
+        for ticks, rows in self._groups:
+            largest = self._where.expected_rps[:, tick : tick + int(ticks) + 1].max(axis=1)
+            most_rps[rows] = largest[self._where.cell[rows]]
+        replicas = np.ceil(most_rps / self._pods_rps - 1e-6).astype(np.int64)
+        return np.clip(replicas, self._where.min_replicas, self._where.max_replicas)
+
+
+def _forecast() -> Entrant:
+    choices = [(ahead, aim) for ahead in FORECAST_STARTUPS for aim in FORECAST_UTILIZATIONS]
+
+    def play(pick: Ints, where: Where) -> Player:
+        startups, utilization = np.array(choices)[pick].T
+        return _ForecastPlayer(startups, utilization, where)
+
+    labels = tuple(f"largest rate within {ahead:g} start-ups, at {aim:.0%}" for ahead, aim in choices)
+    return Entrant(FORECAST, labels, play)
 
 
 def _workload(where: Where) -> Workload:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, ROW, SEASONAL, TUNED
+from understudy_simulator.judge.entrants import FORECAST, HPA, KEDA, KNATIVE, ROW, SEASONAL, TUNED
 from understudy_simulator.judge.summary import CLAIRVOYANT, RULE_PAST, Contest, policy_entrants, sweep
 from understudy_simulator.protocol import TICK_S
 from understudy_simulator.score import VIOLATION_BUDGET
@@ -124,7 +124,7 @@ def _front(missed: np.ndarray, cost: np.ndarray) -> np.ndarray:
 def _colour(contest: Contest, name: str) -> str:
     if name in contest.policies:
         return _ORANGE
-    return {RULE_PAST: _BLACK, CLAIRVOYANT: _GREEN}.get(name, _BLUE)
+    return {RULE_PAST: _BLACK, FORECAST: _GREEN, CLAIRVOYANT: _GREEN}.get(name, _BLUE)
 
 
 def _ratio_axis(axes: Axes) -> None:

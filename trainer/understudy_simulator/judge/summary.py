@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from understudy_simulator.judge import entrants as taking_part
 from understudy_simulator.judge.contest import CellResult
-from understudy_simulator.judge.entrants import HPA, KEDA, KNATIVE, SEASONAL, STATIC, STOCK, SWEPT, TUNED
+from understudy_simulator.judge.entrants import (
+    FORECAST,
+    HPA,
+    KEDA,
+    KNATIVE,
+    SEASONAL,
+    STATIC,
+    STOCK,
+    SWEPT,
+    TUNED,
+)
 from understudy_simulator.judge.world import FIGURES
 from understudy_simulator.protocol import VERSION, Cell
 
@@ -93,6 +103,7 @@ def standings(result: CellResult) -> dict[str, Standing]:
             chosen[told] = best(rows(name), past)
     if policies:
         chosen[AUDITIONED] = best(np.concatenate([swept, *(rows(name) for name in policies)]), past)
+    chosen[FORECAST] = best(rows(FORECAST), past)
     table = {name: Standing(k, result.labels[k], result.future[:, k]) for name, k in chosen.items()}
     bound = np.full((len(FIGURES), len(result.bound)), np.nan)
     bound[_ADJUSTED] = result.bound
@@ -289,4 +300,4 @@ def policy_entrants(contest: Contest) -> list[str]:
 
 
 def _policies(result: CellResult) -> list[str]:
-    return sorted(set(result.entrants) - {*taking_part.CHOICES, STATIC})
+    return sorted(set(result.entrants) - {*taking_part.CHOICES, STATIC, FORECAST})
