@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from understudy_operator.ledger import DecidedTick
 from understudy_operator.rollout import WRITING_MODES, Canaries, authority, override_replicas
 from understudy_operator.scaling import Outcome, ScaleProblem, Scaler, ScaleView, WriteResult
 from understudy_operator.store import Key, PolicyRecord, PolicyStore
-from understudy_operator.telemetry.collect import Plan, Problem, backfill, collect, plan
+from understudy_operator.telemetry.collect import Plan, Problem, TelemetryTarget, backfill, collect, plan
 from understudy_operator.telemetry.port import Prometheus
 from understudy_policy import budget
 from understudy_policy import decision as program
@@ -38,7 +39,7 @@ FOREIGN_CHANGE_HOLD_TICKS = 20
 WRITES_AT_ONCE = 20
 
 BUDGET_STEPS = 72
-"""Steps of an error budget's window in which it is read back at a start."""
+"""Most steps of an error budget's window in which it is read back at a start."""
 
 
 @dataclass(frozen=True)
@@ -261,38 +262,42 @@ class Tick:
 
     async def _read_past(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> None:
         """Give new rows the past that Prometheus remembers, so that a restart does not start from nothing."""
-        windows_s = cohort.settings.error_budget_window_s[rows]
-        followed = np.unique(windows_s[windows_s > 0])
-        # All at once: one after the other, a Prometheus that hangs would hold up the ticks by each of their limits.
-        problems = await asyncio.gather(
-            self._read_rates(cohort, rows, now_s),
-            *(self._read_budget(cohort, rows[windows_s == one], float(one), now_s) for one in followed),
+        targets, settings = [cohort.telemetry[row] for row in rows], take(cohort.settings, rows)
+        steps_s = np.array(
+            [
+                _budget_step_s(one, float(w))
+                for one, w in zip(targets, settings.error_budget_window_s, strict=True)
+            ]
         )
-        for detail in dict.fromkeys(problem.detail for part in problems for problem in part):
+        groups = [np.flatnonzero(steps_s == step_s) for step_s in np.unique(steps_s[steps_s > 0])]
+        # All at once: one after the other, a Prometheus that hangs would hold up the ticks by each of their limits.
+        (rates, problems), *budgets = await asyncio.gather(
+            self._backfill(
+                cohort, plan(targets, (Signal.REQUEST_RATE,)), now_s, cohort.tick_s, past.TICKS - 1
+            ),
+            *(self._read_budget(cohort, rows[group], float(steps_s[group[0]]), now_s) for group in groups),
+        )
+        cohort.state.history.backfill(rows, rates)
+        for group, (known, more) in zip(groups, budgets, strict=True):
+            cohort.remember_budget(rows[group], known)
+            problems += more
+        for detail in dict.fromkeys(problem.detail for problem in problems):
             log.warning("the past could not be read back: %s", detail)
 
-    async def _read_rates(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> Sequence[Problem]:
-        """The request rates of the last hour."""
-        asked = plan([cohort.telemetry[row] for row in rows], (Signal.REQUEST_RATE,))
-        rates, problems = await self._backfill(cohort, asked, now_s, cohort.tick_s, past.TICKS - 1)
-        cohort.state.history.backfill(rows, rates)
-        return problems
-
     async def _read_budget(
-        self, cohort: Cohort, rows: np.ndarray, window_s: float, now_s: float
-    ) -> Sequence[Problem]:
+        self, cohort: Cohort, rows: np.ndarray, step_s: float, now_s: float
+    ) -> tuple[budget.Budget, list[Problem]]:
         """Two windows of the error budget, in steps over which rates are taken: no miss falls between two of them."""
-        step_s = max(window_s / BUDGET_STEPS, cohort.tick_s)
         targets = [replace(cohort.telemetry[row], window_s=step_s) for row in rows]
-        (rates, no_rates), (miss_rates, no_miss_rates) = await asyncio.gather(
+        settings = take(cohort.settings, rows)
+        steps = math.ceil(2.0 * float(settings.error_budget_window_s.max()) / step_s)
+        (rates, problems), (miss_rates, more) = await asyncio.gather(
             *(
-                self._backfill(cohort, plan(targets, (signal,)), now_s, step_s, 2 * BUDGET_STEPS)
+                self._backfill(cohort, plan(targets, (signal,)), now_s, step_s, steps)
                 for signal in (Signal.REQUEST_RATE, Signal.MISS_RATE)
             )
         )
-        settings = take(cohort.settings, rows)
-        cohort.remember_budget(rows, budget.remembered(settings, rates, miss_rates, step_s))
-        return [*no_rates, *no_miss_rates]
+        return budget.remembered(settings, rates, miss_rates, step_s), [*problems, *more]
 
     async def _backfill(
         self, cohort: Cohort, asked: Plan, now_s: float, step_s: float, steps: int
@@ -331,3 +336,14 @@ def may_write(mode: str, scale: ScaleView) -> bool:
     scaled; where it never was, Off does not begin.
     """
     return mode in WRITING_MODES or (mode == "Off" and scale.owner == FIELD_MANAGER)
+
+
+def _budget_step_s(target: TelemetryTarget, window_s: float) -> float:
+    """Step in which an error budget is read back; 0 where none is followed.
+
+    Powers of two of the policy's own window of rates: over less, rates may be unknown; and however many windows people
+    think of, few steps mean few queries.
+    """
+    if window_s == 0:
+        return 0.0
+    return target.window_s * 2.0 ** max(0, math.ceil(math.log2(window_s / BUDGET_STEPS / target.window_s)))

@@ -12,7 +12,7 @@ from small_contest import SMALL, cells, constant_actor, wave
 from understudy_policy import actions
 from understudy_simulator.audition import best_aim
 from understudy_simulator.judge import bench, report, show, summary
-from understudy_simulator.judge.contest import CellResult, Entrant, hold
+from understudy_simulator.judge.contest import CellResult, Entrant, Where, hold
 from understudy_simulator.judge.entrants import (
     FORECAST,
     HPA,
@@ -128,6 +128,26 @@ def test_knowing_the_rate_to_come_beats_every_rule_where_the_load_moves_and_pods
     table = summary.standings(hold([cell], rules())[0])
     forecast, rule = (table[name].figures[ADJUSTED].mean() for name in ("perfect-forecast", "rule-hindsight"))
     assert table["clairvoyant"].figures[ADJUSTED].mean() < forecast < rule
+
+
+def test_a_perfect_forecast_asks_for_pods_just_as_early_as_they_start_and_knows_of_no_end():
+    future_rps = np.where(np.arange(12) < 8, [[10.0], [20.0]], [[40.0], [60.0]])
+    (forecast,) = (entrant for entrant in rules() if entrant.name == FORECAST)
+    at_full = [k for k, label in enumerate(forecast.labels) if label.endswith("at 100%")]
+    count = 4  # both cells with both leads
+    where = Where(
+        cell=np.array([0, 1, 0, 1]),
+        half_past_s=np.zeros(count), past_s=np.zeros(count), capacity_rps=np.full(count, 10.0),
+        service_s=np.full(count, 0.1), latency_threshold_s=np.full(count, 1.0),
+        min_replicas=np.ones(count, np.int64), max_replicas=np.full(count, 5), static_replicas=np.ones(count, np.int64),
+        startup_s=np.array([30.0, 60.0, 30.0, 60.0]), future_rps=future_rps,
+    )  # fmt: skip
+    player = forecast.play(np.repeat(at_full, 2), where)
+    asked = np.stack([player.decide(np.empty((count, 0)), None, tick * TICK_S) for tick in range(12)])
+    # The step comes at tick 8; leads are start-up (2 and 4 ticks) or one and a half of it (3 and 6), and a tick.
+    assert (asked[1:] != asked[:-1]).argmax(axis=0).tolist() == [4, 2, 3, 0]
+    assert asked[0].tolist() == [1, 2, 1, 2]
+    assert asked[-1].tolist() == [4, 5, 4, 5], "maxReplicas is 5"
 
 
 def test_adjusted_is_cost_plus_ten_times_what_is_missed_beyond_the_budget(contest):

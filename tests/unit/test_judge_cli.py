@@ -125,6 +125,7 @@ def test_replay_asks_prometheus_and_says_what_would_have_been_saved(tmp_path):
     assert asked == [("http://p:9090", "sum(rate(x[1m]))", 3 * 86400.0, 15.0)]
     assert "6 missing samples of 600 were filled in" in result.stderr
     assert "rule-past would have saved" in result.stdout
+    assert "perfect-forecast, which nobody has, would have saved" in result.stdout
     assert "95 % interval" in result.stdout
     assert "own/0" in (tmp_path / "r.html").read_text()
 

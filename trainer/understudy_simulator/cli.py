@@ -171,8 +171,9 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
             contest = _judge(cells, policy, finetune, out, workers, conditions, json, html)
             for contestant in ("rule-past", *contest.policies, "perfect-forecast"):
                 ratio = contest.ratio(contestant, "hpa-stock")
+                nobody = ", which nobody has," if contestant == "perfect-forecast" else ""
                 typer.echo(
-                    f"{contestant} would have saved {1 - ratio['geomean']:.1%} of hpa-stock's adjusted cost "
+                    f"{contestant}{nobody} would have saved {1 - ratio['geomean']:.1%} of hpa-stock's adjusted cost "
                     f"(95 % interval {1 - ratio['high']:.1%} to {1 - ratio['low']:.1%})"
                 )
 

@@ -23,7 +23,7 @@ from understudy_simulator.protocol import STARTUP_SIGMA, TICK_S, Cell, draw, exp
 
 @dataclass(frozen=True)
 class Where:
-    """What a configuration may know of the row that it is placed in; every field is `[N]`.
+    """The row that a configuration is placed in; every field is `[N]`, where nothing else is said.
 
     Attributes:
         cell: int64, which of the cells that are held together.
@@ -34,8 +34,8 @@ class Where:
         min_replicas, max_replicas: int64.
         static_replicas: int64, the 95th percentile of the past's demand in pods.
         startup_s: median start-up.
-        expected_rps: `[cells, T]` the rate that arrivals are drawn around, the future's, too: nobody may know it who is
-            not there to show what knowing it would be worth.
+        future_rps: `[cells, T]` the rate that arrivals are drawn around, from the beginning to the end: for nobody but
+            the perfect forecast.
         aim_cost, aim_violation: `[N, K]` on the past, of a rule over five minutes at each of `audition.AIMS`; None:
             nobody looked.
     """
@@ -50,7 +50,7 @@ class Where:
     max_replicas: Ints
     static_replicas: Ints
     startup_s: Floats
-    expected_rps: Floats = shared()
+    future_rps: Floats = shared()
     aim_cost: Floats | None = None
     aim_violation: Floats | None = None
 
@@ -261,7 +261,7 @@ def _where(cells: Sequence[Cell]) -> Where:
         max_replicas=np.array([c.max_replicas for c in cells]),
         static_replicas=np.array(static),
         startup_s=np.array([c.startup_s for c in cells]),
-        expected_rps=np.stack([expected_rps(c).mean(axis=1) for c in cells]),
+        future_rps=np.stack([expected_rps(c).mean(axis=1) for c in cells]),
     )
 
 

@@ -49,9 +49,9 @@ PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Prices of a missed request that a policy may be asked for; it chooses one on the past, and its budget steers it."""
 
 FORECAST_STARTUPS = (1.0, 1.5)
-"""How far ahead a perfect forecast looks, in median start-ups."""
+"""How far ahead a perfect forecast looks, in median start-ups; and a tick further, since pods are late one by one."""
 
-FORECAST_UTILIZATIONS = (0.58, 0.66, 0.75, 0.84, 0.89, 0.92, 0.95, 0.97, 1.0, 1.03)
+FORECAST_UTILIZATIONS = (0.33, 0.38, 0.44, 0.51, 0.58, 0.66, 0.75, 0.84, 0.89, 0.92, 0.95, 0.97, 1.0, 1.03)
 """Target utilisations that go with it: closer together where a forecast without error would be used."""
 
 SLO_TARGET = 0.99
@@ -82,7 +82,7 @@ class _RulePlayer:
 
 
 def rules() -> list[Entrant]:
-    """All rules of the protocol."""
+    """All rules of the protocol, and the two that are there as a scale."""
     return [*(_of_choices(name, choices) for name, choices in CHOICES.items()), _static(), _forecast()]
 
 
@@ -112,12 +112,14 @@ class _ForecastPlayer:
     def __init__(self, startups: Floats, utilization: Floats, where: Where) -> None:
         self._where, self._pods_rps = where, where.capacity_rps * utilization
         ahead = np.ceil(startups * where.startup_s / TICK_S).astype(np.int64) + 1
-        self._groups = [(ticks, np.flatnonzero(ahead == ticks)) for ticks in np.unique(ahead)]
+        self._groups = [(int(ticks), np.flatnonzero(ahead == ticks)) for ticks in np.unique(ahead)]
+        # Whoever knew when the judging ends would stop buying pods for what comes after it.
+        self._rate_rps = np.pad(where.future_rps, ((0, 0), (0, int(ahead.max()))), mode="edge")
 
     def decide(self, values: Floats, seen: RuleSignals, now_s: float) -> Ints:
-        tick, most_rps = round(now_s / TICK_S), np.empty(len(values))
+        tick, most_rps = round(now_s / TICK_S), np.empty(len(self._pods_rps))
         for ticks, rows in self._groups:
-            largest = self._where.expected_rps[:, tick : tick + int(ticks) + 1].max(axis=1)
+            largest = self._rate_rps[:, tick : tick + ticks + 1].max(axis=1)
             most_rps[rows] = largest[self._where.cell[rows]]
         replicas = np.ceil(most_rps / self._pods_rps - 1e-6).astype(np.int64)
         return np.clip(replicas, self._where.min_replicas, self._where.max_replicas)
@@ -130,7 +132,9 @@ def _forecast() -> Entrant:
         startups, utilization = np.array(choices)[pick].T
         return _ForecastPlayer(startups, utilization, where)
 
-    labels = tuple(f"largest rate within {ahead:g} start-ups, at {aim:.0%}" for ahead, aim in choices)
+    labels = tuple(
+        f"largest rate within {ahead:g} × start-up and a tick, at {aim:.0%}" for ahead, aim in choices
+    )
     return Entrant(FORECAST, labels, play)
 
 
