@@ -23,7 +23,7 @@ from understudy_operator.ledger import DecidedTick
 from understudy_operator.rollout import WRITING_MODES, Canaries, authority, override_replicas
 from understudy_operator.scaling import Outcome, ScaleProblem, Scaler, ScaleView, WriteResult
 from understudy_operator.store import Key, PolicyRecord, PolicyStore
-from understudy_operator.telemetry.collect import Plan, Problem, TelemetryTarget, backfill, collect, plan
+from understudy_operator.telemetry.collect import Problem, TelemetryTarget, backfill, collect, plan
 from understudy_operator.telemetry.port import Prometheus
 from understudy_policy import budget
 from understudy_policy import decision as program
@@ -262,19 +262,13 @@ class Tick:
 
     async def _read_past(self, cohort: Cohort, rows: np.ndarray, now_s: float) -> None:
         """Give new rows the past that Prometheus remembers, so that a restart does not start from nothing."""
-        targets, settings = [cohort.telemetry[row] for row in rows], take(cohort.settings, rows)
-        steps_s = np.array(
-            [
-                _budget_step_s(one, float(w))
-                for one, w in zip(targets, settings.error_budget_window_s, strict=True)
-            ]
-        )
+        targets = [cohort.telemetry[row] for row in rows]
+        windows_s = cohort.settings.error_budget_window_s[rows].tolist()
+        steps_s = np.array([_budget_step_s(*pair) for pair in zip(targets, windows_s, strict=True)])
         groups = [np.flatnonzero(steps_s == step_s) for step_s in np.unique(steps_s[steps_s > 0])]
         # All at once: one after the other, a Prometheus that hangs would hold up the ticks by each of their limits.
         (rates, problems), *budgets = await asyncio.gather(
-            self._backfill(
-                cohort, plan(targets, (Signal.REQUEST_RATE,)), now_s, cohort.tick_s, past.TICKS - 1
-            ),
+            self._backfill(cohort, targets, Signal.REQUEST_RATE, now_s, cohort.tick_s, past.TICKS - 1),
             *(self._read_budget(cohort, rows[group], float(steps_s[group[0]]), now_s) for group in groups),
         )
         cohort.state.history.backfill(rows, rates)
@@ -293,15 +287,22 @@ class Tick:
         steps = math.ceil(2.0 * float(settings.error_budget_window_s.max()) / step_s)
         (rates, problems), (miss_rates, more) = await asyncio.gather(
             *(
-                self._backfill(cohort, plan(targets, (signal,)), now_s, step_s, steps)
+                self._backfill(cohort, targets, signal, now_s, step_s, steps)
                 for signal in (Signal.REQUEST_RATE, Signal.MISS_RATE)
             )
         )
         return budget.remembered(settings, rates, miss_rates, step_s), [*problems, *more]
 
     async def _backfill(
-        self, cohort: Cohort, asked: Plan, now_s: float, step_s: float, steps: int
+        self,
+        cohort: Cohort,
+        targets: Sequence[TelemetryTarget],
+        signal: Signal,
+        now_s: float,
+        step_s: float,
+        steps: int,
     ) -> tuple[np.ndarray, list[Problem]]:
+        asked = plan(targets, (signal,))
         return await backfill(self._prometheus, asked, now_s, step_s, steps, timeout_s=0.5 * cohort.tick_s)
 
     def _recreated(self, records: Sequence[PolicyRecord], found: Sequence[ScaleView | None]) -> np.ndarray:

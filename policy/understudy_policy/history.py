@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from understudy_policy.references.behavior import NO_RECOMMENDATION
 from understudy_policy.rows import Array, is_unknown, namespace, shared
 
 TICKS = 240
@@ -23,9 +24,6 @@ BLOCKS_PER_DAY = 288
 
 BLOCKS = 7 * BLOCKS_PER_DAY + 1
 """Length of the coarse ring: it ends with the block of this time a week ago, since nothing older is looked at."""
-
-NO_RECOMMENDATION = -1
-"""Marks a tick for which a row had no recommendation (it joined later, or could not know)."""
 
 
 class Past(Protocol):

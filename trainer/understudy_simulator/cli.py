@@ -163,15 +163,17 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
     ) -> None:
         """Judge rules and policies on a workload's own history: what would they have saved?"""
         with _told():
+            from understudy_simulator.judge.entrants import FORECAST
+
             own = read_own(
                 read_range, capacity_rps, history, prometheus, query, days, service_s, threshold_s, startup_s
             )
             cells = own_cells(own, seeds or 5)
             conditions = {"history": own.trace.name, "seeds": cells[0].seeds, "policies": _names(policy)}
             contest = _judge(cells, policy, finetune, out, workers, conditions, json, html)
-            for contestant in ("rule-past", *contest.policies, "perfect-forecast"):
+            for contestant in ("rule-past", *contest.policies, FORECAST):
                 ratio = contest.ratio(contestant, "hpa-stock")
-                nobody = ", which nobody has," if contestant == "perfect-forecast" else ""
+                nobody = ", which nobody has," if contestant == FORECAST else ""
                 typer.echo(
                     f"{contestant}{nobody} would have saved {1 - ratio['geomean']:.1%} of hpa-stock's adjusted cost "
                     f"(95 % interval {1 - ratio['high']:.1%} to {1 - ratio['low']:.1%})"

@@ -224,8 +224,7 @@ def draw(
 
 
 def _by_tick(curve: Trace) -> Floats:
-    middle_s = TICK_S * (np.arange(int(curve.duration_s / TICK_S)) + 0.5)
-    return np.interp(middle_s, curve.timestamp_s + 0.5 * curve.step_s, curve.requests_per_second)
+    return curve.rates_at(TICK_S * (np.arange(int(curve.duration_s / TICK_S)) + 0.5))
 
 
 def _means(rates: Floats, begin: NDArray[np.int64]) -> Floats:

@@ -159,8 +159,7 @@ def draw(cell: Cell) -> Chance:
 def expected_rps(cell: Cell) -> NDArray[np.float64]:
     """The rate that arrivals are drawn around, `[T, sub_steps]`."""
     time_s = TICK_S / SUB_STEPS * (np.arange(cell.ticks * SUB_STEPS) + 0.5)
-    middle_s = cell.curve.timestamp_s + 0.5 * cell.curve.step_s
-    return np.interp(time_s, middle_s, cell.curve.requests_per_second).reshape(cell.ticks, SUB_STEPS)
+    return cell.curve.rates_at(time_s).reshape(cell.ticks, SUB_STEPS)
 
 
 def cells(folder: Path, protocol: Protocol) -> tuple[list[Cell], dict[str, str]]:

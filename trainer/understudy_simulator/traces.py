@@ -62,12 +62,14 @@ class Trace:
         rates = self.requests_per_second
         return float(rates[before] + (position - before) * (rates[before + 1] - rates[before]))
 
+    def rates_at(self, time_s: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The same at many times."""
+        return np.interp(time_s, self.timestamp_s + 0.5 * self.step_s, self.requests_per_second)
+
     def resample(self, step_s: float) -> Trace:
         """The same trace in samples of `step_s`, linear between the middles of the old ones."""
         timestamp_s = np.arange(0.0, self.duration_s - 0.5 * step_s, step_s)
-        middle_s = self.timestamp_s + 0.5 * self.step_s
-        rates = np.interp(timestamp_s + 0.5 * step_s, middle_s, self.requests_per_second)
-        return Trace(self.name, timestamp_s, rates)
+        return Trace(self.name, timestamp_s, self.rates_at(timestamp_s + 0.5 * step_s))
 
 
 def load_trace(path: str | Path, column: str | None = None) -> Trace:

@@ -51,8 +51,8 @@ PREFERENCES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 FORECAST_STARTUPS = (1.0, 1.5)
 """How far ahead a perfect forecast looks, in median start-ups; and a tick further, since pods are late one by one."""
 
-FORECAST_UTILIZATIONS = (0.33, 0.38, 0.44, 0.51, 0.58, 0.66, 0.75, 0.84, 0.89, 0.92, 0.95, 0.97, 1.0, 1.03)
-"""Target utilisations that go with it: closer together where a forecast without error would be used."""
+FORECAST_UTILIZATIONS = (*actions.UTILIZATION_LEVELS[:8], 0.89, 0.92, 0.95, 0.97, 1.0, 1.03)
+"""Target utilisations that go with it: those of the rows, closer together where a forecast without error is used."""
 
 SLO_TARGET = 0.99
 
