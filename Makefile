@@ -40,7 +40,7 @@ demo: .venv-demo/.ready  ## the closed loop on a local control plane: make demo 
 
 finetune-demo: .venv/.ready  ## a workload's own policy from its history: make finetune-demo [HISTORY=file] [CAPACITY_RPS=20]
 	$(DEV)/understudy train --finetune $(if $(HISTORY),--history $(HISTORY),--generated-history) \
-		--capacity-rps $(or $(CAPACITY_RPS),20) --folder out/finetune-demo --name own $(ARGS)
+		--capacity-rps $(or $(CAPACITY_RPS),20) --folder out/finetune-demo --name own --processes 2 $(ARGS)
 
 control-plane: .venv/.ready  ## build etcd, kube-apiserver, kube-controller-manager and Prometheus into the cache
 	$(DEV)/python -m understudy_demo.controlplane.binaries

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +33,7 @@ from rich.table import Table
 from understudy_policy.actions import DECISION_TICKS
 from understudy_simulator.gymnasium import AutoscaleVectorEnv
 from understudy_simulator.scenario import TICK_S
-from understudy_trainer import distributed
+from understudy_trainer import distributed, launch
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.options import Options
 from understudy_trainer.training import make_trainer
@@ -84,11 +82,8 @@ def ours(algorithm: str, config: AutoscalingConfig) -> Speed:
 
 def in_processes(algorithm: str, config: AutoscalingConfig, processes: int) -> Speed:
     """The same in processes that learn together, each with services of its own; wall time is that of the slowest."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
     told = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    arguments = (processes, port, algorithm, config, told)
+    arguments = (launch.seats(processes), algorithm, config, told)
     torch.multiprocessing.spawn(_learn_together, arguments, nprocs=processes)
     speeds: list[Speed] = [told.get() for _ in range(processes)]
     return Speed(
@@ -99,16 +94,10 @@ def in_processes(algorithm: str, config: AutoscalingConfig, processes: int) -> S
 
 
 def _learn_together(
-    rank: int, processes: int, port: int, algorithm: str, config: AutoscalingConfig, told: Any
+    rank: int, seats: list[distributed.Seat], algorithm: str, config: AutoscalingConfig, told: Any
 ) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     torch.set_num_threads(1)
-    with distributed.joined():
+    with distributed.joined(seat=seats[rank]):
         told.put(ours(algorithm, config))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import typer  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import two_processes  # noqa: E402
+from understudy_policy import artifact  # noqa: E402
 from understudy_trainer import distributed, train  # noqa: E402
 from understudy_trainer.checkpoint import CheckpointError  # noqa: E402
 from understudy_trainer.classic_control import CartPole  # noqa: E402
@@ -126,11 +130,94 @@ def test_alone_nothing_is_exchanged() -> None:
     assert (distributed.size(), distributed.rank()) == (1, 0)
 
 
+TOGETHER = [
+    "--processes=2",
+    "--finetune",
+    "--generated-history",
+    "--capacity-rps=20",
+    "--set=world={workloads: 1040, episode_ticks: 8, curves: 9, batches: 1, compiled: false}",
+    "--set=run={total_steps: 12480, log_updates: 1}",
+    "--set=rollout_steps=4",
+    "--set=critic_updates=1",
+]
+"""A command that starts a second process beside itself."""
+
+
+def is_gone(group: int) -> bool:
+    """Whether no process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def app() -> typer.Typer:
+    """The command line of `understudy train`."""
+    made = typer.Typer()
+    made.command()(train.main)
+    return made
+
+
+@pytest.mark.slow
+def test_a_command_that_starts_another_process_shares_the_services_out(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    told = CliRunner().invoke(app(), [*TOGETHER, "--folder", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    lineage = artifact.load((tmp_path / "policy.onnx").as_uri()).manifest.lineage
+    assert lineage["processes"] == 2
+    assert lineage["options"]["world"]["workloads"] == 1040
+    assert lineage["decisions"] == 3 * 4 * 1040, "as many as one process makes in three rollouts"
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert told.output.count("held back: cost over") == 1
+    assert distributed.size() == 1, "nothing is left joined"
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_command_and_the_process_beside_it(tmp_path: Path) -> None:
+    endless = [*TOGETHER, "--set=run.total_steps=1000000000", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", "understudy_trainer.train", *endless]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as run:  # type: ignore[call-overload]
+        deadline = time.monotonic() + 200
+        while not any(file.stat().st_size > 1000 for file in tmp_path.glob("tensorboard/*")):
+            assert run.poll() is None, run.communicate()
+            assert time.monotonic() < deadline, "nothing was learnt"
+            time.sleep(0.2)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=100)
+    assert run.returncode == 2, said
+    assert "stopped after" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("*.onnx"))
+    # What Python starts beside a process ends shortly after it.
+    deadline = time.monotonic() + 20
+    while not is_gone(run.pid):
+        assert time.monotonic() < deadline, "a process of the group is left"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_services_that_cannot_be_shared_out_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "understudy_trainer.train", *TOGETHER, "--set=world.workloads=1041"]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "world.workloads is 1041, which 2 processes cannot share" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_processes_are_started_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = CliRunner().invoke(app(), [*TOGETHER, "--folder", str(tmp_path)])
+    assert told.exit_code == 2
+    assert "--processes is 2, but this is already one of 2" in " ".join(told.stderr.split())
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(train.main)
-    result = CliRunner().invoke(app, ["--device", "cuda", "--folder", str(tmp_path)], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(
+        app(), ["--device", "cuda", "--folder", str(tmp_path)], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 2
     assert "device is cuda, but torch finds no GPU; leave --device out" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""One learner in several processes, where torchrun (or whoever sets its variables) starts them.
+"""One learner in several processes, which torchrun (or whoever sets its variables) or `launch` starts.
 
 Every process has a world of its own and the same learner. What the learners learn from, gradients and statistics, is
 averaged before it is used, so each of them takes the same step as one that had all rows: they are equal after every
@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -20,20 +21,42 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Seat:
+    """The place of one of several processes of this machine.
+
+    Attributes:
+        rank: which of them; 0 is the first.
+        processes: how many there are.
+        port: where they meet.
+    """
+
+    rank: int
+    processes: int
+    port: int
+
+
 @contextmanager
-def joined(device: str = "cpu") -> Iterator[None]:
-    """While inside, this is one of `WORLD_SIZE` processes that reach each other by `MASTER_ADDR` and `MASTER_PORT`.
+def joined(device: str = "cpu", seat: Seat | None = None) -> Iterator[None]:
+    """While inside, this is one of several processes that reach each other.
 
     Args:
-        device: `cpu` or `cuda`; each process of a machine then has a GPU of its own, by `LOCAL_RANK`.
+        device: `cpu` or `cuda`; each process of a machine then has a GPU of its own, by its rank there.
+        seat: None: as `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` say; where they say
+            nothing, this process is alone.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if seat is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(seat.rank if seat else int(os.environ.get("LOCAL_RANK", "0")))
     # Gloo beside NCCL: flags of the host, and checkpoints, never pass through the device.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    if seat:
+        meeting = f"tcp://127.0.0.1:{seat.port}"
+        dist.init_process_group(backend, meeting, rank=seat.rank, world_size=seat.processes)
+    else:
+        dist.init_process_group(backend)
     try:
         yield
     finally:

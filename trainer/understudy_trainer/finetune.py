@@ -28,15 +28,15 @@ from understudy_simulator.audition import Episode, Program
 from understudy_simulator.past import Past, PastError
 from understudy_simulator.protocol import TICK_S
 from understudy_trainer import config as command_line
-from understudy_trainer import tracking, train
+from understudy_trainer import distributed, tracking, train
 from understudy_trainer.actors import begin, write
 from understudy_trainer.algorithms.ppo import PPOConfig
 from understudy_trainer.autoscaling import AutoscalingConfig, AutoscalingEnvironment, Source
 from understudy_trainer.export import Exported
-from understudy_trainer.loop import DivergedError, Listener, RunConfig, Trainer
+from understudy_trainer.loop import DivergedError, InterruptedRunError, Listener, RunConfig, Trainer
 from understudy_trainer.options import Options, OptionsError, chosen
 from understudy_trainer.progress import ProgressLine, make_progress
-from understudy_trainer.training import make_trainer
+from understudy_trainer.training import make_trainer, world_seed
 from understudy_trainer.validation import Validation
 
 FIXED_ROWS = 1e12
@@ -95,8 +95,11 @@ def finetune(
     folder: Path | None = None,
     console: Console | None = None,
     listeners: tuple[Listener, ...] = (),
-) -> FinetuneResult:
+) -> FinetuneResult | None:
     """Train an actor further on a past.
+
+    Several processes (see `distributed`) share the services out, learn what one would, and are done sooner; the first
+    one alone writes and talks.
 
     Args:
         options: of the run; the network takes its shape from the actor.
@@ -107,6 +110,9 @@ def finetune(
         console: where progress is shown; None: nowhere.
         listeners: get the scalars, too.
 
+    Returns:
+        What came of it; None in all processes but the first.
+
     Raises:
         OptionsError: nothing would be learned.
         PastError: the past is too short.
@@ -114,15 +120,18 @@ def finetune(
         InterruptedRunError: SIGTERM ended the run.
     """
     options = _shaped(options)
+    is_first = distributed.rank() == 0
+    own = _shared_out(options)
+    training = own.training()
     learned, since_s = _split(past, options.held_back_share, options.world.episode_ticks)
     held_back_s = past.curve.duration_s - since_s if since_s else 0.0
     program = shared_program(options.world.compiled)
     world = AutoscalingEnvironment(
-        options.world, options.seed, source=_source(learned, options.generated_share), program=program
+        own.world, world_seed(training), source=_source(learned, options.generated_share), program=program
     )
     # What is measured on tells nobody how it would have been scaled best: that would be looking.
     measured = AutoscalingEnvironment(
-        replace(options.world, uncalibrated_share=1.0),
+        replace(own.world, uncalibrated_share=1.0),
         0,
         source=_source(past, 0.0, since_s),
         program=program,
@@ -130,18 +139,21 @@ def finetune(
     validation = Validation(measured)
     with make_progress(console or Console(quiet=True)) as progress:
         line = ProgressLine(progress, name, options.run.total_steps)
-        trainer = make_trainer(world, options.training(), folder, listeners=(line, *listeners))
+        told = (line, *listeners) if is_first else ()
+        trainer = make_trainer(world, training, folder if is_first else None, listeners=told)
         trainer.checkpoints = None  # nobody goes on with what takes minutes
         model = trainer.learner.model
         begin(model, options.begin_with)
         model.normalizer.count.fill_(FIXED_ROWS)
-        before = validation(model)
+        before = validation(model) if is_first else {}
         _teach_critic(trainer, options.critic_updates)
         outcome = trainer.run()
     if outcome.interrupted:
-        raise train.InterruptedRunError(
+        raise InterruptedRunError(
             f"stopped after {outcome.steps:,} decisions; no artefact was written, so begin anew"
         )
+    if not is_first:
+        return None
     about = {
         "loads": f"the workload's own past, and {options.generated_share:.0%} generated services",
         "history": {
@@ -179,18 +191,22 @@ def run(
     Raises:
         OptionsError: the folder holds a run, or nothing would be learned; see `finetune` for more.
     """
+    path = folder / f"{name}.onnx"
+    if distributed.rank():
+        finetune(options, past, path, name)
+        return path
     train.refuse_to_overwrite(folder)
     options = _shaped(options)
     told = chosen(options)
     tracking.record(folder, name, told)
-    path = folder / f"{name}.onnx"
     hours = past.curve.duration_s / 3600
     wait = "; compiling the cluster model takes a minute or two" if options.world.compiled else ""
     console.print(f"{past.curve.name}: {hours:.1f} h of history{wait}")
     with tracking.tracked(mlflow, name, folder, told, False, console.print) as tracker:
         try:
             result = finetune(options, past, path, name, folder, console, (tracker,))
-        except train.InterruptedRunError:
+            assert result is not None  # this is the first process
+        except InterruptedRunError:
             tracker.interrupted()
             raise
         tracker.publish(path, interrupted=False)
@@ -230,6 +246,25 @@ def _shaped(options: FinetuneOptions) -> FinetuneOptions:
             "and chooses nothing by it; leave it out"
         )
     return replace(options, network=replace(options.network, hidden=_widths(options.begin_with)))
+
+
+def _shared_out(options: FinetuneOptions) -> FinetuneOptions:
+    """What one of several processes has of the services, so that an update learns from as many as one process has.
+
+    Raises:
+        OptionsError: the services cannot be shared out evenly.
+    """
+    processes = distributed.size()
+    if options.world.workloads % processes:
+        raise OptionsError(
+            f"world.workloads is {options.world.workloads}, which {processes} processes cannot share; "
+            f"give a multiple of {processes}"
+        )
+    return replace(
+        options,
+        world=replace(options.world, workloads=options.world.workloads // processes),
+        ppo=replace(options.ppo, minibatch_rows=max(1, options.ppo.minibatch_rows // processes)),
+    )
 
 
 def _split(past: Past, share: float, ticks: int) -> tuple[Past, float]:

@@ -44,6 +44,10 @@ class DivergedError(RuntimeError):
     """Learning produced NaN again and again; the message says where to look."""
 
 
+class InterruptedRunError(RuntimeError):
+    """The run was stopped before its end; nothing was written."""
+
+
 @checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
 class RunConfig:
     """How long to learn, and what to keep."""

@@ -8,6 +8,7 @@ Options are the dataclasses of `options.py`; the file and `--set` name the ones 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,21 +33,17 @@ from understudy_simulator.own import (
 )
 from understudy_simulator.past import PastError
 from understudy_simulator.traces import TraceError
-from understudy_trainer import distributed, tracking
+from understudy_trainer import distributed, launch, tracking
 from understudy_trainer.actors import begin, write
 from understudy_trainer.autoscaling import AutoscalingEnvironment
 from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load
-from understudy_trainer.loop import DivergedError, Listener
+from understudy_trainer.loop import DivergedError, InterruptedRunError, Listener
 from understudy_trainer.options import Options, OptionsError, chosen, read_options
 from understudy_trainer.progress import ProgressLine, make_progress
-from understudy_trainer.training import environment_seed, make_trainer
+from understudy_trainer.training import make_trainer, world_seed
 from understudy_trainer.validation import Validation
 
 Device = Literal["auto", "cpu", "cuda"]
-
-
-class InterruptedRunError(RuntimeError):
-    """The run was stopped before its end; nothing was written."""
 
 
 MENDABLE = (
@@ -98,10 +95,7 @@ def train(
         refuse_to_overwrite(folder)
     console.quiet = not is_first
     training = options.training()
-    # The first world is that of a process alone; the others see other services.
-    world = AutoscalingEnvironment(
-        options.world, options.seed if is_first else environment_seed(training, distributed.rank()), device
-    )
+    world = AutoscalingEnvironment(options.world, world_seed(training), device)
     validation = Validation(world)
     if is_first:
         tracking.record(folder, name, chosen(options))
@@ -174,6 +168,9 @@ def main(
     name: Annotated[str, typer.Option(help="Name of the actor and of its file.")] = "policy",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch; more than one rarely pays.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that learn together on this machine, one core or GPU each.")
+    ] = 1,
     device: Annotated[Device, typer.Option(help="Where to learn; auto: on a GPU, if there is one.")] = "cpu",
     mlflow: Annotated[
         str | None,
@@ -208,8 +205,9 @@ def main(
             if history or prometheus or generated_history:
                 raise OptionsError("a history is named without --finetune; add it")
             where = _device(device)
-            with distributed.joined(where):
-                train(read_options(file, settings or []), folder, name, resume, console, mlflow, device=where)
+            options: Options = read_options(file, settings or [])
+            learn = functools.partial(train, options, folder, name, resume, mlflow=mlflow, device=where)
+            launch.together(processes, where, learn, console, MENDABLE)
             return
         from understudy_trainer import finetune as tuning  # which stands on this module
 
@@ -221,14 +219,15 @@ def main(
             )
         if capacity_rps is None:
             raise OptionsError("--finetune needs --capacity-rps: how many requests a pod serves per second")
-        options = read_options(file, settings or [], tuning.FinetuneOptions)
+        further = read_options(file, settings or [], tuning.FinetuneOptions)
         said = (service_s, threshold_s, startup_s)
         if generated_history:
             workload = described(made_up(capacity_rps), capacity_rps, *said)
         else:
             read_range = context.obj or _no_prometheus
             workload = read_own(read_range, capacity_rps, history, prometheus, query, days, *said)
-        tuning.run(options, own_past(workload), folder, name, console, mlflow)
+        learn = functools.partial(tuning.run, further, own_past(workload), folder, name, mlflow=mlflow)
+        launch.together(processes, device, learn, console, MENDABLE)
     except MENDABLE as error:
         Console(stderr=True).print(str(error))
         raise typer.Exit(2) from error

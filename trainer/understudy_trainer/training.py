@@ -59,6 +59,12 @@ def environment_seed(config: TrainingConfig, rank: int = 0) -> int:
     return seeds(config.seed, rank, 3)[2]
 
 
+def world_seed(config: TrainingConfig) -> int:
+    """Seed for the world of this process: the first one's is that of a process alone, the others see something else."""
+    rank = distributed.rank()
+    return environment_seed(config, rank) if rank else config.seed
+
+
 def make_model(environment: Environment, config: TrainingConfig) -> ActorCritic:
     """A network with drawn weights: the same on every machine and in every process for the same seed."""
     with torch.random.fork_rng(devices=[]):
