@@ -203,12 +203,8 @@ def run(
     wait = "; compiling the cluster model takes a minute or two" if options.world.compiled else ""
     console.print(f"{past.curve.name}: {hours:.1f} h of history{wait}")
     with tracking.tracked(mlflow, name, folder, told, False, console.print) as tracker:
-        try:
-            result = finetune(options, past, path, name, folder, console, (tracker,))
-            assert result is not None  # this is the first process
-        except InterruptedRunError:
-            tracker.interrupted()
-            raise
+        result = finetune(options, past, path, name, folder, console, (tracker,))
+        assert result is not None  # this is the first process
         tracker.publish(path, interrupted=False)
     if result.held_back_s:
         where = f"on the last {result.held_back_s / 3600:.1f} h, which were held back"

@@ -21,6 +21,7 @@ import torch
 
 from understudy_policy import artifact
 from understudy_trainer import distributed, export
+from understudy_trainer.loop import InterruptedRunError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,9 +86,6 @@ class Tracker:
             interrupted: it is to be resumed; no version is registered yet.
         """
 
-    def interrupted(self) -> None:
-        """The run was stopped and leaves no artefact."""
-
 
 @contextmanager
 def tracked(
@@ -109,6 +107,9 @@ def tracked(
     tracker = MLflowTracker(uri, name, folder, options, resume, say)
     try:
         yield tracker
+    except InterruptedRunError:
+        tracker.status = "KILLED"
+        raise
     finally:
         tracker.end()
 
@@ -131,7 +132,7 @@ class MLflowTracker(Tracker):
         self.dropped = 0
         self._notes: deque[tuple[int, int, dict[str, float]]] = deque()
         self._artefact: Path | None = None
-        self._status = "FAILED"
+        self.status = "FAILED"
         self._news, self._ended = threading.Event(), threading.Event()
         # A daemon: a server that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -147,11 +148,7 @@ class MLflowTracker(Tracker):
 
     def publish(self, path: Path, interrupted: bool) -> None:
         """See `Tracker`."""
-        self._artefact, self._status = path, "KILLED" if interrupted else "FINISHED"
-
-    def interrupted(self) -> None:
-        """See `Tracker`."""
-        self._status = "KILLED"
+        self._artefact, self.status = path, "KILLED" if interrupted else "FINISHED"
 
     def end(self) -> None:
         """Tell the rest: a run of which nothing was published has failed, unless it was stopped."""
@@ -243,9 +240,9 @@ class MLflowTracker(Tracker):
             client.log_artifact(run, str(self._artefact), "actor")
             client.log_text(run, json.dumps(actor.manifest.lineage, indent=2), "lineage.json")
             client.set_tag(run, "sha256", actor.sha256)
-            if self._status == "FINISHED":
+            if self.status == "FINISHED":
                 self._register(client, run, actor.sha256)
-        client.set_terminated(run, self._status)
+        client.set_terminated(run, self.status)
 
     def _register(self, client: MlflowClient, run: str, sha256: str) -> None:
         """A version of the model, under an alias by which a digest finds it: once, however often it is told."""
