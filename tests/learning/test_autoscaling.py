@@ -15,7 +15,7 @@ from understudy_policy import actions, artifact, features
 from understudy_simulator import audition
 from understudy_simulator.audition import AIM_ROWS, AIMS
 from understudy_trainer import actors, export, train
-from understudy_trainer.actor_critic import ActorCritic
+from understudy_trainer.actor_critic import ActorCritic, NetworkConfig
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.environment import Step
 from understudy_trainer.hints import _ahead
@@ -170,7 +170,9 @@ def test_the_actor_never_hears_the_hints() -> None:
     assert torch.equal(one.logits, two.logits)
     assert not torch.equal(one.value, two.value)
     with pytest.raises(ValueError, match="shared_trunk is True"):
-        make_model(world, read_options(None, ["network.shared_trunk=true"]).training())
+        make_model(
+            world, replace(read_options(None, []).training(), network=NetworkConfig(shared_trunk=True))
+        )
 
 
 def test_a_hint_is_the_mean_of_what_lies_ahead_and_the_last_value_lasts() -> None:
@@ -214,6 +216,10 @@ def test_unknown_and_refused_options_are_named(tmp_path: Path) -> None:
         read_options(None, ["world.workload=3"])
     with pytest.raises(OptionsError, match=r"world\.episode_ticks is 0: .*greater than or equal to 4"):
         read_options(None, ["world.episode_ticks=0"])
+    with pytest.raises(OptionsError, match=r"network\.memory is 8, but an artefact carries none"):
+        read_options(None, ["network.memory=8", "network.shared_trunk=true"]).training()
+    with pytest.raises(OptionsError, match=r"network\.shared_trunk is True.* world\.hints"):
+        read_options(None, ["network.shared_trunk=true"]).training()
 
 
 def network(hidden: str) -> ActorCritic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,9 @@ from understudy_policy.rows import concatenate
 from understudy_simulator import past as pasts
 from understudy_simulator import scenario
 from understudy_simulator.audition import PAST_TICKS, Episode
-from understudy_simulator.past import Past, PastError
+from understudy_simulator.past import AS_IT_CAME, Past, PastError, Variation
 from understudy_simulator.protocol import PROFILES, Protocol
+from understudy_simulator.traces import Trace
 from understudy_trainer import actors, finetune
 from understudy_trainer.autoscaling import AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.finetune import FinetuneOptions, Tuner
@@ -46,22 +48,72 @@ def of(hours: float, **facts: float) -> Past:
     return Past(wave(hours=hours), 2.0, PROFILES["web"], facts.get("startup_s", 30.0))
 
 
-def drawn(past: Past, count: int = 64, ticks: int = 160, seed: int = 0) -> Episode:
+def drawn(
+    past: Past, count: int = 64, ticks: int = 160, seed: int = 0, vary: Variation = AS_IT_CAME
+) -> Episode:
     rng = np.random.default_rng(seed)
-    return pasts.draw(count, ticks, past, scenario.stock(16, rng, ticks), rng)
+    return pasts.draw(count, ticks, past, scenario.stock(16, rng, ticks), rng, vary=vary)
+
+
+def of_rates(rate: Callable[[np.ndarray], np.ndarray], hours: float) -> Past:
+    """A past whose rate is this function of seconds."""
+    time_s = 60.0 * np.arange(60 * hours)
+    return replace(of(3.0), curve=Trace("made", time_s, rate(time_s + 30.0)))
 
 
 def test_episodes_are_parts_of_the_past_at_its_own_size() -> None:
     past = of(6.0)
     rate = drawn(past).rate_rps[:, PAST_TICKS:]
     low, high = past.curve.requests_per_second.min(), past.curve.requests_per_second.max()
-    factors = rate.max(axis=1) / high
-    assert (rate >= low * pasts.LOAD_FACTOR[0] - 1e-3).all()
-    assert factors.max() <= pasts.LOAD_FACTOR[1] + 1e-6
+    assert (rate >= low - 1e-3).all()
+    assert (rate <= high + 1e-3).all()
     whole = np.interp(15.0 * np.arange(4 * 360), past.curve.timestamp_s, past.curve.requests_per_second)
     best = [np.corrcoef(np.lib.stride_tricks.sliding_window_view(whole, 160)[k], rate[0])[0, 1]
             for k in range(len(whole) - 160)]  # fmt: skip
     assert max(best) > 0.999
+
+
+def test_what_is_learned_is_larger_or_smaller_faster_or_slower_than_what_came() -> None:
+    slope = 0.02
+    past = of_rates(lambda time_s: 300.0 + slope * time_s, hours=12.0)
+    factors = (
+        drawn(past, count=400, vary=Variation(load=2.0)).mean_rps / past.curve.requests_per_second.mean()
+    )
+    assert factors.min() < 0.55
+    assert factors.max() > 1.8
+    assert (factors >= 0.5 - 1e-3).all()
+    assert (factors <= 2.0 + 1e-3).all()
+    paced = drawn(past, count=400, vary=Variation(pace=1.5)).rate_rps[:, PAST_TICKS:].astype(float)
+    pace = np.diff(paced, axis=1).mean(axis=1) / (15.0 * slope)
+    assert pace.min() < 0.72
+    assert pace.max() > 1.4
+    assert (pace > 1 / 1.5 - 1e-2).all()
+    assert (pace < 1.5 + 1e-2).all()
+
+
+def test_slow_waves_are_as_high_as_asked_for() -> None:
+    past = of_rates(lambda time_s: 100.0 + 0.0 * time_s, hours=12.0)
+    rate = drawn(past, count=800, ticks=960, vary=Variation(swell=0.1)).rate_rps
+    logs = np.log(rate / 100.0)
+    assert np.std(logs) == pytest.approx(0.1, rel=0.1)
+    assert np.abs(np.diff(logs, axis=1)).max() < 0.05, "they rise slowly"
+
+
+def test_yesterday_stays_yesterday_however_time_runs() -> None:
+    past = of_rates(lambda time_s: 100.0 + 50.0 * np.sin(2 * np.pi * time_s / 86400.0), hours=60.0)
+    episode = drawn(past, count=200, vary=Variation(pace=1.5))
+    blocks = episode.yesterday_rps.shape[1] - 3
+    now = episode.rate_rps[:, : 20 * blocks].reshape(200, blocks, 20).mean(axis=2)
+    known = np.isfinite(episode.yesterday_rps[:, :blocks]) & np.isfinite(episode.observed_rps[:, 0])[:, None]
+    assert known.mean() > 0.3
+    assert np.allclose(episode.yesterday_rps[:, :blocks][known], now[known], rtol=0.02)
+
+
+@pytest.mark.parametrize("facts", [{"load": 0.5}, {"pace": float("inf")}, {"swell": -0.1}])
+def test_a_variation_that_means_nothing_is_refused(facts: dict[str, float]) -> None:
+    ((name, value),) = facts.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}; give"):
+        Variation(**facts)
 
 
 def test_nothing_is_remembered_from_before_the_first_sample() -> None:
@@ -195,7 +247,9 @@ def test_an_actor_keeps_its_shape() -> None:
         device=torch.device("cpu"),
     )
     options = read_options(
-        None, [f"network.hidden={list(widths)}", "network.shared_trunk=true"], FinetuneOptions
+        None,
+        [f"network.hidden={list(widths)}", "network.shared_trunk=true", "world.hints=false"],
+        FinetuneOptions,
     )
     actors.begin(make_model(world, options.training()), "builtin://generalist")
 

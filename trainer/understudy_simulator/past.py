@@ -28,17 +28,45 @@ Floats = NDArray[np.float64]
 LEAST_S = 2 * 3600.0
 """Shortest load that can be learned from: as long as an episode."""
 
-LOAD_FACTOR = (0.8, 1.25)
-"""The load of every episode is scaled by a factor from this range (log): growth, and weeks that are not alike."""
-
 STARTUP_FACTOR = 1.2
 """The median start-up of an episode lies within this factor of what is known."""
+
+SWELL_PERIODS_S = (20 * 60.0, 4 * 3600.0)
+"""Of the slow waves on an episode's load (log)."""
+
+_WAVES = 4
 
 _BLOCK, _DAY = history.BLOCK_TICKS, history.BLOCKS_PER_DAY * history.BLOCK_TICKS
 
 
 class PastError(ValueError):
     """A past cannot be learned from; the message says why, and what can."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How far an episode may lie from the past that it is taken from.
+
+    A past is short: what is learned from it as it came is learned by heart.
+
+    Attributes:
+        load: its rate is up to so many times as high, or as low (log-uniform).
+        pace: its time runs up to so many times as fast, or as slowly (log-uniform).
+        swell: standard deviation of the logarithm of slow waves on its rate.
+    """
+
+    load: float = 1.0
+    pace: float = 1.0
+    swell: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        for name, least in (("load", 1.0), ("pace", 1.0), ("swell", 0.0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {least:g} or more")
+
+
+AS_IT_CAME = Variation()
 
 
 def _too_short(name: str, duration_s: float) -> str:
@@ -170,7 +198,13 @@ def ranges(past: Past) -> Ranges:
 
 
 def draw(
-    count: int, ticks: int, past: Past, own: Stock, rng: np.random.Generator, since_s: float = 0.0
+    count: int,
+    ticks: int,
+    past: Past,
+    own: Stock,
+    rng: np.random.Generator,
+    since_s: float = 0.0,
+    vary: Variation = AS_IT_CAME,
 ) -> Episode:
     """Draw episodes of one workload; in NumPy, single precision.
 
@@ -184,6 +218,7 @@ def draw(
         own: any stock of loads that are long enough; none of them is used.
         rng: source of the draws; the same state gives the same episodes.
         since_s: the earliest beginning of an episode; what lies before is remembered.
+        vary: how far episodes lie from the past.
 
     Raises:
         PastError: the past is shorter than an episode.
@@ -196,16 +231,23 @@ def draw(
         )
     known = ranges(past)
     services = scenario.draw(count, ticks, own, rng, known)
-    first = rng.integers(earliest, len(rates) - ticks + 1, count)[:, None] - PAST_TICKS
-    smallest, largest = np.log(LOAD_FACTOR)
-    factor = np.exp(rng.uniform(smallest, largest, (count, 1)))
-    at = first + np.arange(PAST_TICKS + ticks)
-    rate_rps = factor * rates[np.maximum(at, 0)]
+
+    def up_to(factor: float) -> Floats:
+        return np.exp(rng.uniform(-math.log(factor), math.log(factor), (count, 1)))
+
+    factor = up_to(vary.load)
+    pace = np.minimum(up_to(vary.pace), (len(rates) - earliest) / ticks)
+    latest = np.floor(len(rates) - pace * ticks)
+    begin = earliest + np.floor(rng.random((count, 1)) * (latest - earliest + 1))
+    at = begin + pace * (np.arange(PAST_TICKS + ticks) - PAST_TICKS)
+    rate_rps = factor * np.interp(at, np.arange(len(rates)), rates)
+    rate_rps *= _swell(rate_rps.shape, vary.swell, rng)
     forgetful = rng.random(count) < known.forgetful_share
     seen = scenario.observed(rate_rps, services.dispersion.astype(np.float64), forgetful, rng)
-    blocks = np.arange(services.yesterday_rps.shape[1]) * _BLOCK
+    blocks = begin + pace * (np.arange(services.yesterday_rps.shape[1]) * _BLOCK - PAST_TICKS)
     capacity_rps, mean_rps = past.service.capacity_rps, float(rates.mean())
-    most = np.ceil(factor[:, 0] * CEILING * rates.max() / capacity_rps).astype(np.int64) + 4
+    most_rps = np.maximum(factor[:, 0] * rates.max(), rate_rps.max(axis=1))
+    most = np.ceil(CEILING * most_rps / capacity_rps).astype(np.int64) + 4
 
     def stored(values: Floats) -> Array:
         return scenario.single(scenario.by_tick(values))
@@ -217,8 +259,8 @@ def draw(
         mean_rps=scenario.single(factor[:, 0] * mean_rps),
         rate_rps=stored(rate_rps),
         observed_rps=stored(np.where(at[:, :PAST_TICKS] < 0, np.nan, seen)),
-        yesterday_rps=stored(factor * _means(rates, first + blocks - _DAY)),
-        last_week_rps=stored(factor * _means(rates, first + blocks - 7 * _DAY)),
+        yesterday_rps=stored(factor * _means(rates, blocks - _DAY, pace * _BLOCK)),
+        last_week_rps=stored(factor * _means(rates, blocks - 7 * _DAY, pace * _BLOCK)),
         service=np.zeros(count, np.int64),
     )
 
@@ -227,10 +269,19 @@ def _by_tick(curve: Trace) -> Floats:
     return curve.rates_at(TICK_S * (np.arange(int(curve.duration_s / TICK_S)) + 0.5))
 
 
-def _means(rates: Floats, begin: NDArray[np.int64]) -> Floats:
-    """Mean rates of the five minutes that begin at these ticks; NaN where they are not all known."""
+def _means(rates: Floats, begin: Floats, length: Floats) -> Floats:
+    """Mean rates of so many ticks that begin at these; NaN where they are not all known."""
     total = np.concatenate([[0.0], np.cumsum(rates)])
-    known = (begin >= 0) & (begin + _BLOCK <= len(rates))
-    at = np.where(known, begin, 0)
-    ends = np.minimum(at + _BLOCK, len(rates))
-    return np.where(known, (total[ends] - total[at]) / _BLOCK, np.nan)
+    known = (begin >= 0) & (begin + length <= len(rates))
+    before, after = (np.interp(at, np.arange(len(total)), total) for at in (begin, begin + length))
+    return np.where(known, (after - before) / length, np.nan)
+
+
+def _swell(shape: tuple[int, ...], deviation: float, rng: np.random.Generator) -> Floats:
+    """Slow waves `[N, T]` to multiply rates by, with this standard deviation of their logarithm."""
+    count, ticks = shape
+    shortest, longest = np.log(SWELL_PERIODS_S)
+    period_s = np.exp(rng.uniform(shortest, longest, (_WAVES, count, 1)))
+    height = rng.normal(0.0, deviation * math.sqrt(2.0 / _WAVES), (_WAVES, count, 1))
+    turns = TICK_S * np.arange(ticks) / period_s + rng.random((_WAVES, count, 1))
+    return np.exp((height * np.sin(2.0 * np.pi * turns)).sum(axis=0))

@@ -25,7 +25,7 @@ from understudy_policy.rows import concatenate
 from understudy_simulator import past as pasts
 from understudy_simulator import scenario
 from understudy_simulator.audition import Episode, Program
-from understudy_simulator.past import Past, PastError
+from understudy_simulator.past import AS_IT_CAME, Past, PastError, Variation
 from understudy_simulator.protocol import TICK_S
 from understudy_trainer import config as command_line
 from understudy_trainer import distributed, tracking, train
@@ -65,6 +65,8 @@ class FinetuneOptions(Options):
     """Share of the services that are made up: against forgetting."""
     held_back_share: float = Field(default=0.2, ge=0, le=0.5)
     """Last part of the history that is not learned from but measured on; 0: learn from all of it."""
+    vary: Variation = Variation(load=2.0, pace=1.4, swell=0.1)
+    """How far what is learned from may lie from the history: what is learned as it came is learned by heart."""
     critic_updates: int = Field(default=8, ge=0)
     """Updates at the start in which the critic alone learns: an actor that knows follows no critic that guesses."""
 
@@ -126,9 +128,8 @@ def finetune(
     learned, since_s = _split(past, options.held_back_share, options.world.episode_ticks)
     held_back_s = past.curve.duration_s - since_s if since_s else 0.0
     program = shared_program(options.world.compiled)
-    world = AutoscalingEnvironment(
-        own.world, world_seed(training), source=_source(learned, options.generated_share), program=program
-    )
+    source = _source(learned, options.generated_share, vary=options.vary)
+    world = AutoscalingEnvironment(own.world, world_seed(training), source=source, program=program)
     # What is measured on tells nobody how it would have been scaled best: that would be looking.
     measured = AutoscalingEnvironment(
         replace(own.world, uncalibrated_share=1.0),
@@ -277,7 +278,7 @@ def _split(past: Past, share: float, ticks: int) -> tuple[Past, float]:
     return (learned, since_s) if shortest_s >= least_s else (past, 0.0)
 
 
-def _source(past: Past, generated_share: float, since_s: float = 0.0) -> Source:
+def _source(past: Past, generated_share: float, since_s: float = 0.0, vary: Variation = AS_IT_CAME) -> Source:
     """Draws services: the workload from some time on, and a share of others."""
 
     def draw(rng: np.random.Generator, config: AutoscalingConfig) -> Episode:
@@ -289,7 +290,7 @@ def _source(past: Past, generated_share: float, since_s: float = 0.0) -> Source:
             scenario.Ranges().families,
             config.moments,
         )
-        own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng, since_s)
+        own = pasts.draw(config.workloads - others, config.episode_ticks, past, stock, rng, since_s, vary)
         if not others:
             return own
         return concatenate(

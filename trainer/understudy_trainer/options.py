@@ -83,7 +83,20 @@ class Options:
     """Actor to begin with (`builtin://generalist`, `file:///…`), no wider than this one; empty: with drawn weights."""
 
     def training(self) -> TrainingConfig:
-        """The same as the learner takes it."""
+        """The same as the learner takes it.
+
+        Raises:
+            OptionsError: the network is one that no artefact can carry, or whose parts contradict each other.
+        """
+        if self.network.memory:
+            raise OptionsError(
+                f"network.memory is {self.network.memory}, but an artefact carries none; leave it out"
+            )
+        if self.network.shared_trunk and self.world.hints:
+            raise OptionsError(
+                "network.shared_trunk is True, but the actor must not see what the critic is told; "
+                "leave it out, or set world.hints to false"
+            )
         return TrainingConfig(
             algorithm=getattr(self, self.algorithm),
             network=self.network,
