@@ -218,6 +218,8 @@ def test_unknown_and_refused_options_are_named(tmp_path: Path) -> None:
         read_options(None, ["world.episode_ticks=0"])
     with pytest.raises(OptionsError, match=r"network\.memory is 8, but an artefact carries none"):
         read_options(None, ["network.memory=8", "network.shared_trunk=true"]).training()
+    with pytest.raises(OptionsError, match=r"network\.normalize_observation is False"):
+        read_options(None, ["network.normalize_observation=false"]).training()
     with pytest.raises(OptionsError, match=r"network\.shared_trunk is True.* world\.hints"):
         read_options(None, ["network.shared_trunk=true"]).training()
 

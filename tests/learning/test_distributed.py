@@ -15,13 +15,15 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install understudy[trainer]")
 
 import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import two_processes  # noqa: E402
 from understudy_policy import artifact  # noqa: E402
-from understudy_trainer import distributed, train  # noqa: E402
+from understudy_trainer import distributed, launch, train  # noqa: E402
 from understudy_trainer.checkpoint import CheckpointError  # noqa: E402
 from understudy_trainer.classic_control import CartPole  # noqa: E402
+from understudy_trainer.options import OptionsError  # noqa: E402
 from understudy_trainer.training import make_trainer  # noqa: E402
 
 NAMES = list(two_processes.CONFIGS)
@@ -184,8 +186,13 @@ def test_sigterm_ends_a_command_and_the_process_beside_it(tmp_path: Path) -> Non
             assert run.poll() is None, run.communicate()
             assert time.monotonic() < deadline, "nothing was learnt"
             time.sleep(0.2)
-        run.send_signal(signal.SIGTERM)
-        _, said = run.communicate(timeout=100)
+        try:
+            run.send_signal(signal.SIGTERM)
+            _, said = run.communicate(timeout=100)
+        finally:
+            # Whoever does not stop must not keep the machine busy for ever.
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 2, said
     assert "stopped after" in said
     assert "Traceback" not in said
@@ -204,6 +211,59 @@ def test_services_that_cannot_be_shared_out_are_refused_in_a_sentence(tmp_path: 
     assert done.returncode == 2
     assert "world.workloads is 1041, which 2 processes cannot share" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def die(console: Console) -> None:
+    """What a process does that is lost."""
+    if distributed.rank() == 1:
+        os._exit(3)
+    distributed.any_process(False)
+
+
+def wait_for_ever(console: Console) -> None:
+    """What a process does that has to be ended; the first one says when all are there."""
+    distributed.any_process(False)
+    if distributed.rank() == 0:
+        console.print("met")
+    time.sleep(1000.0)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_ends_the_others_in_a_sentence() -> None:
+    with pytest.raises(launch.LostProcessError, match=r"process 2 of 2 ended with exit code 3"):
+        launch.together(2, "cpu", die, Console(quiet=True))
+    assert distributed.size() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_whatever_ends_the_first_process_ends_the_others(number: signal.Signals, status: int) -> None:
+    script = "from test_distributed import *; launch.together(2, 'cpu', wait_for_ever, Console())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    ) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "met\n"
+        run.send_signal(number)
+        assert run.wait(timeout=60) == status
+        deadline = time.monotonic() + 20
+        while not is_gone(run.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        left = not is_gone(run.pid)
+        if left:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert not left, "a process of the group is left"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(OptionsError, match="--processes is 2, but torch finds 1 GPUs"):
+        launch.together(2, "cuda", wait_for_ever, Console(quiet=True))
 
 
 def test_processes_are_started_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

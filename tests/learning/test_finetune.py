@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,6 +298,8 @@ def test_what_makes_no_sense_is_said_in_a_sentence(arguments: list[str], says: s
     [
         ("run.total_steps=4160", "the actor begins to learn after 4,160 decisions"),
         ("run.evaluate_updates=4", "leave it out"),
+        ("network.memory=8", "an artefact carries none"),
+        ("world.workloads=100", "an artefact is proven on 1,000"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(setting: str, says: str, tmp_path: Path) -> None:
@@ -346,6 +349,26 @@ def test_prometheus_is_read_by_the_operators_client(tmp_path: Path, monkeypatch:
     )  # fmt: skip
     assert told.exit_code == 2
     assert asked == [("http://p:9090", "sum(x)", 2 * 86400.0, 15.0)]
+
+
+def test_what_is_learned_varies_and_what_is_measured_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_how: list[tuple[bool, Variation]] = []
+    real = pasts.draw
+
+    def draw(*arguments: Any) -> Episode:
+        *_, since_s, vary = arguments
+        drawn_how.append((since_s > 0, vary))
+        return real(*arguments)
+
+    monkeypatch.setattr(pasts, "draw", draw)
+    options = read_options(None, TINY, FinetuneOptions)
+    finetune.finetune(options, of(24.0), tmp_path / "own.onnx", "own")
+    learned = {vary for measured, vary in drawn_how if not measured}
+    assert learned == {options.vary}
+    assert options.vary != AS_IT_CAME
+    assert {vary for measured, vary in drawn_how if measured} == {AS_IT_CAME}
 
 
 def test_what_the_judge_plugs_in_says_what_it_depends_on_and_writes_an_actor(tmp_path: Path) -> None:

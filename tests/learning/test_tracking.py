@@ -21,7 +21,7 @@ mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip inst
 import small_runs  # noqa: E402
 from understudy_policy import artifact  # noqa: E402
 from understudy_trainer import compare, tracking  # noqa: E402
-from understudy_trainer.loop import StopRun  # noqa: E402
+from understudy_trainer.loop import InterruptedRunError, StopRun  # noqa: E402
 from understudy_trainer.tracking import MLflowTracker, tracked  # noqa: E402
 
 
@@ -158,6 +158,16 @@ def test_figures_of_an_outage_are_told_afterwards(tmp_path: Path, monkeypatch: p
         "MLflow at http://server was not told (gone for a night); training goes on, telling is tried again"
     ]
     assert client.status == "FAILED"  # nothing was published
+
+
+def test_a_run_that_was_stopped_without_an_artefact_is_killed_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Recorded()
+    monkeypatch.setattr(MLflowTracker, "_begin", lambda _tracker: (client, "run"))
+    with pytest.raises(InterruptedRunError), tracked("http://m", "x", tmp_path, {}, False, print):
+        raise InterruptedRunError
+    assert client.status == "KILLED"
 
 
 def test_the_oldest_figures_give_way_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,6 @@ BEGIN_ROWS = 1e6
 SELDOM_NATS = 2.0
 """A row that an actor does not know begins as likely as the known one that is nearest to it, less this."""
 
-EXPORT_DECISIONS = 64
-"""Decisions whose observations prove the artefact and make its reference histogram."""
-
 
 @torch.no_grad()
 def begin(model: ActorCritic, uri: str) -> None:
@@ -113,6 +110,4 @@ def write(
         "commit": export.commit(),
         **(about or {}),
     }
-    seen = torch.stack(validation.seen[:: max(1, len(validation.seen) // EXPORT_DECISIONS)])
-    observations = seen.flatten(0, 1).cpu().numpy()
-    return export.export(model.actor(), path, name, lineage, observations)
+    return export.export(model.actor(), path, name, lineage, validation.recorded().cpu().numpy())

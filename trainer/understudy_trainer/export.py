@@ -24,6 +24,9 @@ OPSET = 20
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 """Of every feature in the reference histogram, which drift is measured against."""
 
+LEAST_OBSERVATIONS = 1000
+"""That parity is measured on."""
+
 PARITY_OBSERVATIONS = 4096
 PARITY_LIMIT = 1e-5
 GOLDEN = 16
@@ -61,15 +64,15 @@ def export(actor: Actor, path: Path, name: str, lineage: dict[str, Any], observa
         path: file to write.
         name: of the actor.
         lineage: how it was made; the parity is added.
-        observations: `[M, F]` that it was trained on, 1,000 at least, spread over what it may meet.
+        observations: `[M, F]` that it was trained on, `LEAST_OBSERVATIONS` at least, spread over what it may meet.
 
     Raises:
         ValueError: too few observations, or ONNX Runtime disagrees with torch.
         ArtifactError: the operator would refuse the file; nothing is written then.
     """
-    if len(observations) < 1000:
+    if len(observations) < LEAST_OBSERVATIONS:
         raise ValueError(
-            f"observations has {len(observations)} rows; parity needs at least 1000, so record more"
+            f"observations has {len(observations)} rows; parity needs at least {LEAST_OBSERVATIONS}, so record more"
         )
     actor.eval()
     compared = min(len(observations), PARITY_OBSERVATIONS)

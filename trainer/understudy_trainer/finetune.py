@@ -100,8 +100,8 @@ def finetune(
 ) -> FinetuneResult | None:
     """Train an actor further on a past.
 
-    Several processes (see `distributed`) share the services out, learn what one would, and are done sooner; the first
-    one alone writes and talks.
+    Several processes (see `distributed`) share the services out and are done sooner; the first one alone writes, talks
+    and measures, on its share.
 
     Args:
         options: of the run; the network takes its shape from the actor.
@@ -198,6 +198,7 @@ def run(
         return path
     train.refuse_to_overwrite(folder)
     options = _shaped(options)
+    _shared_out(options).training()  # refuses before anything is written or begun
     told = chosen(options)
     tracking.record(folder, name, told)
     hours = past.curve.duration_s / 3600

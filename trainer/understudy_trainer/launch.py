@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import parent_process
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from rich.console import Console
@@ -19,6 +23,16 @@ from understudy_trainer.options import OptionsError
 T = TypeVar("T")
 
 Errors = tuple[type[Exception], ...]
+
+POLL_S = 0.2
+"""From one look at whether the others live to the next."""
+
+LAST_WORDS_S = 2.0
+"""Time that a process has to end after the first one noticed that it is gone."""
+
+
+class LostProcessError(RuntimeError):
+    """One of the processes that learn together ended before the others."""
 
 
 def seats(processes: int) -> list[Seat]:
@@ -42,7 +56,8 @@ def together(
         expected: errors that come up in all of them, and that the first one tells.
 
     Raises:
-        OptionsError: others were asked for where torchrun started them already.
+        OptionsError: there cannot be so many.
+        LostProcessError: another process ended early; it has said why.
     """
     if processes == 1:
         with distributed.joined(device):
@@ -52,37 +67,87 @@ def together(
             f"--processes is {processes}, but this is already one of {os.environ['WORLD_SIZE']} that torchrun started; "
             "leave it out"
         )
+    if device == "cuda" and processes > torch.cuda.device_count():
+        raise OptionsError(
+            f"--processes is {processes}, but torch finds {torch.cuda.device_count()} GPUs, and each takes one; "
+            "give fewer"
+        )
     first, *others = seats(processes)
     spawn = multiprocessing.get_context("spawn")
-    threads = torch.get_num_threads()
-    peers = [
-        spawn.Process(target=_follow, args=(seat, device, threads, learn, expected), daemon=True)
-        for seat in others
-    ]
-    for peer in peers:
-        peer.start()
-    try:
-        with distributed.joined(device, first):
-            try:
-                return learn(console=console)
-            except BaseException:
-                # What they would still say is that the first one is gone.
-                for peer in peers:
-                    peer.kill()
-                raise
-    finally:
+    ready = spawn.Semaphore(0)
+    told = (device, torch.get_num_threads(), learn, expected, ready)
+    peers = [spawn.Process(target=_follow, args=(seat, *told), daemon=True) for seat in others]
+    with _ended_by_sigterm():
         for peer in peers:
-            peer.join()
+            peer.start()
+        try:
+            for _ in peers:
+                while not ready.acquire(timeout=POLL_S):
+                    _refuse_lost(peers)
+            with distributed.joined(device, first):
+                return learn(console=console)
+        except expected:
+            raise
+        except Exception:
+            # Another's end shows as a broken connection: its own reason is the one to tell.
+            for peer in peers:
+                peer.join(LAST_WORDS_S)
+            _refuse_lost(peers)
+            raise
+        finally:
+            # Whatever they would still say or do is of no use once the first one is done.
+            for peer in peers:
+                peer.kill()
+            for peer in peers:
+                peer.join()
 
 
-def _follow(seat: Seat, device: str, threads: int, learn: Callable[..., T], expected: Errors) -> None:
+def _follow(
+    seat: Seat, device: str, threads: int, learn: Callable[..., T], expected: Errors, ready: Any
+) -> None:
     """What a process does that is not the first."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches all of them, and the first one ends the others
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
     torch.set_num_threads(threads)
+    # Whoever waits at the meeting hears nothing for half an hour: so nobody goes there before all can.
+    ready.release()
     try:
         with distributed.joined(device, seat):
             learn(console=Console(quiet=True))
     except expected:
         return
+
+
+def _end_with_the_first() -> None:
+    first = parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)
+
+
+def _refuse_lost(peers: Sequence[Any]) -> None:
+    for number, peer in enumerate(peers, 2):
+        if peer.exitcode:
+            raise LostProcessError(
+                f"process {number} of {len(peers) + 1} ended with exit code {peer.exitcode} before the first; "
+                "what it said stands above, so mend that and begin anew"
+            )
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """While inside, SIGTERM leaves by an exception, so that nobody is left behind; a running `Trainer` knows better."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -247,7 +247,7 @@ class Trainer:
         if len(collectors) != distributed.size():
             raise CheckpointError(
                 f"the checkpoint holds the episodes of {len(collectors)} processes and {distributed.size()} "
-                f"would go on with them; start {len(collectors)} (torchrun --nproc-per-node)"
+                f"would go on with them; start {len(collectors)} (--processes, or torchrun)"
             )
         self.learner.load_state_dict(state["learner"])
         self.collector.load_state_dict(collectors[distributed.rank()])

@@ -92,6 +92,10 @@ class Options:
             raise OptionsError(
                 f"network.memory is {self.network.memory}, but an artefact carries none; leave it out"
             )
+        if not self.network.normalize_observation:
+            raise OptionsError(
+                "network.normalize_observation is False, but an artefact normalises; leave it out"
+            )
         if self.network.shared_trunk and self.world.hints:
             raise OptionsError(
                 "network.shared_trunk is True, but the actor must not see what the critic is told; "

@@ -51,6 +51,7 @@ MENDABLE = (
     InterruptedRunError,
     CheckpointError,
     DivergedError,
+    launch.LostProcessError,
     artifact.ArtifactError,
     CommandError,
     PastError,
@@ -58,6 +59,9 @@ MENDABLE = (
     OSError,
 )
 """What a person can mend or has asked for: told in one line."""
+
+IN_ALL = tuple(error for error in MENDABLE if error is not OSError)
+"""Those that come up in all processes that learn together, or in the first alone."""
 
 
 def train(
@@ -207,7 +211,7 @@ def main(
             where = _device(device)
             options: Options = read_options(file, settings or [])
             learn = functools.partial(train, options, folder, name, resume, mlflow=mlflow, device=where)
-            launch.together(processes, where, learn, console, MENDABLE)
+            launch.together(processes, where, learn, console, IN_ALL)
             return
         from understudy_trainer import finetune as tuning  # which stands on this module
 
@@ -227,7 +231,7 @@ def main(
             read_range = context.obj or _no_prometheus
             workload = read_own(read_range, capacity_rps, history, prometheus, query, days, *said)
         learn = functools.partial(tuning.run, further, own_past(workload), folder, name, mlflow=mlflow)
-        launch.together(processes, device, learn, console, MENDABLE)
+        launch.together(processes, device, learn, console, IN_ALL)
     except MENDABLE as error:
         Console(stderr=True).print(str(error))
         raise typer.Exit(2) from error

@@ -10,9 +10,14 @@ from torch import Tensor
 from understudy_policy import actions
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.autoscaling import AutoscalingEnvironment
+from understudy_trainer.export import LEAST_OBSERVATIONS
+from understudy_trainer.options import OptionsError
 
 VALIDATION_SEED = 1_000_003
 """Of the services that a policy is judged on while it learns; no training run draws from it."""
+
+RECORDED_DECISIONS = 64
+"""Decisions, at least or all, whose observations prove the artefact and make its reference histogram."""
 
 PRICE_CLASSES = 8
 """Classes of prices, with equally many held-out services in each."""
@@ -26,6 +31,9 @@ class Validation:
 
         Args:
             world: with the shape and the program to use; it is left alone.
+
+        Raises:
+            OptionsError: they show too little for an artefact to be proven on.
         """
         # No critic is asked here, so nothing is prepared for it.
         config = replace(world.config, hints=False)
@@ -37,6 +45,18 @@ class Validation:
             self.batch = self.world.draw(0)
         self.seen: list[Tensor] = []
         self.figures: dict[str, float] = {}
+        decisions = self.batch.episode.decisions
+        self._recorded = range(0, decisions, max(1, decisions // RECORDED_DECISIONS))
+        shown = world.num_envs * len(self._recorded)
+        if shown < LEAST_OBSERVATIONS:
+            raise OptionsError(
+                f"world.workloads is {world.num_envs}: in {decisions} decisions they show {shown} observations, but an "
+                f"artefact is proven on {LEAST_OBSERVATIONS:,}; give more, or a longer world.episode_ticks"
+            )
+
+    def recorded(self) -> Tensor:
+        """Observations `[M, F]` of the network that was judged last, spread over the episodes."""
+        return torch.stack([self.seen[decision] for decision in self._recorded]).flatten(0, 1)
 
     def __call__(self, model: ActorCritic) -> dict[str, float]:
         """The network's most probable rows beside the reference's.
