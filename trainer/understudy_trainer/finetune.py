@@ -65,8 +65,9 @@ class FinetuneOptions(Options):
     """Share of the services that are made up: against forgetting."""
     held_back_share: float = Field(default=0.2, ge=0, le=0.5)
     """Last part of the history that is not learned from but measured on; 0: learn from all of it."""
-    vary: Variation = Variation(load=1.25, pace=1.4, swell=0.1)
-    """How far what is learned from may lie from the history: what is learned as it came is learned by heart."""
+    vary: Variation = Variation(load=1.25, swell=0.1)
+    """How far what is learned from may lie from the history: what is learned as it came is learned by heart. The pace
+    stays: when spikes come back is what a history tells best."""
     critic_updates: int = Field(default=8, ge=0)
     """Updates at the start in which the critic alone learns: an actor that knows follows no critic that guesses."""
 
