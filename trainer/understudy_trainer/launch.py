@@ -106,9 +106,8 @@ def _follow(
     seat: Seat, device: str, threads: int, learn: Callable[..., T], expected: Errors, ready: Any
 ) -> None:
     """What a process does that is not the first."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all of them, and the first one ends the others
+    # Ctrl-C reaches all of them, and the first one ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     torch.set_num_threads(threads)
     # Whoever waits at the meeting hears nothing for half an hour: so nobody goes there before all can.
