@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,12 +147,26 @@ TOGETHER = [
 """A command that starts a second process beside itself."""
 
 
-def is_gone(group: int) -> bool:
-    """Whether no process of a group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
+@contextmanager
+def started(command: list[str], **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A command in a group of its own; whoever of it does not stop must not keep the machine busy for ever."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, **how) as run:
+        try:
+            yield run
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+
+
+def ends(group: int) -> bool:
+    """Whether no process of a group is left; what Python starts beside a process ends shortly after it."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
     return False
 
 
@@ -179,29 +195,19 @@ def test_a_command_that_starts_another_process_shares_the_services_out(tmp_path:
 def test_sigterm_ends_a_command_and_the_process_beside_it(tmp_path: Path) -> None:
     endless = [*TOGETHER, "--set=run.total_steps=1000000000", "--folder", str(tmp_path)]
     command = [sys.executable, "-m", "understudy_trainer.train", *endless]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, start_new_session=True, **pipes) as run:  # type: ignore[call-overload]
+    with started(command, stderr=subprocess.PIPE) as run:
         deadline = time.monotonic() + 200
         while not any(file.stat().st_size > 1000 for file in tmp_path.glob("tensorboard/*")):
             assert run.poll() is None, run.communicate()
             assert time.monotonic() < deadline, "nothing was learnt"
             time.sleep(0.2)
-        try:
-            run.send_signal(signal.SIGTERM)
-            _, said = run.communicate(timeout=100)
-        finally:
-            # Whoever does not stop must not keep the machine busy for ever.
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=100)
+        assert ends(run.pid), "a process of the group is left"
     assert run.returncode == 2, said
     assert "stopped after" in said
     assert "Traceback" not in said
     assert not list(tmp_path.glob("*.onnx"))
-    # What Python starts beside a process ends shortly after it.
-    deadline = time.monotonic() + 20
-    while not is_gone(run.pid):
-        assert time.monotonic() < deadline, "a process of the group is left"
-        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -240,24 +246,12 @@ def test_a_process_that_is_lost_ends_the_others_in_a_sentence() -> None:
 def test_whatever_ends_the_first_process_ends_the_others(number: signal.Signals, status: int) -> None:
     script = "from test_distributed import *; launch.together(2, 'cpu', wait_for_ever, Console())"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    ) as run:
+    with started([sys.executable, "-c", script], env=environment) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "met\n"
         run.send_signal(number)
         assert run.wait(timeout=60) == status
-        deadline = time.monotonic() + 20
-        while not is_gone(run.pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        left = not is_gone(run.pid)
-        if left:
-            os.killpg(run.pid, signal.SIGKILL)
-    assert not left, "a process of the group is left"
+        assert ends(run.pid), "a process of the group is left"
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ class Seat:
     port: int
 
 
+def started() -> int:
+    """Processes that torchrun, or whoever sets its variables, started to learn together; 1: this one alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def joined(device: str = "cpu", seat: Seat | None = None) -> Iterator[None]:
     """While inside, this is one of several processes that reach each other.
@@ -45,7 +50,7 @@ def joined(device: str = "cpu", seat: Seat | None = None) -> Iterator[None]:
         seat: None: as `WORLD_SIZE`, `RANK`, `LOCAL_RANK`, `MASTER_ADDR` and `MASTER_PORT` say; where they say
             nothing, this process is alone.
     """
-    if seat is None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if seat is None and started() == 1:
         yield
         return
     if device == "cuda":

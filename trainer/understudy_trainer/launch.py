@@ -6,10 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing import parent_process
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -18,6 +16,7 @@ from torch import multiprocessing
 
 from understudy_trainer import distributed
 from understudy_trainer.distributed import Seat
+from understudy_trainer.loop import stopped_by_sigterm
 from understudy_trainer.options import OptionsError
 
 T = TypeVar("T")
@@ -62,9 +61,9 @@ def together(
     if processes == 1:
         with distributed.joined(device):
             return learn(console=console)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if distributed.started() > 1:
         raise OptionsError(
-            f"--processes is {processes}, but this is already one of {os.environ['WORLD_SIZE']} that torchrun started; "
+            f"--processes is {processes}, but this is already one of {distributed.started()} that torchrun started; "
             "leave it out"
         )
     if device == "cuda" and processes > torch.cuda.device_count():
@@ -77,7 +76,7 @@ def together(
     ready = spawn.Semaphore(0)
     told = (device, torch.get_num_threads(), learn, expected, ready)
     peers = [spawn.Process(target=_follow, args=(seat, *told), daemon=True) for seat in others]
-    with _ended_by_sigterm():
+    with stopped_by_sigterm(_leave):
         for peer in peers:
             peer.start()
         try:
@@ -135,18 +134,6 @@ def _refuse_lost(peers: Sequence[Any]) -> None:
             )
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """While inside, SIGTERM leaves by an exception, so that nobody is left behind; a running `Trainer` knows better."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _leave() -> NoReturn:
+    """By an exception, so that nobody is left behind; a `Trainer` that runs knows better."""
+    raise SystemExit(128 + signal.SIGTERM)
