@@ -90,6 +90,9 @@ def test_what_is_learned_is_larger_or_smaller_faster_or_slower_than_what_came() 
     assert pace.max() > 1.4
     assert (pace > 1 / 1.5 - 1e-2).all()
     assert (pace < 1.5 + 1e-2).all()
+    # Whatever the pace, an episode begins with a whole tick of the past, and tells the middles of its own.
+    begin = (paced[:, 0] - 300.0) / (15.0 * slope) - 0.5 * pace
+    assert np.abs(begin - np.round(begin)).max() < 0.05
 
 
 def test_slow_waves_are_as_high_as_asked_for() -> None:

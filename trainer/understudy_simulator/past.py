@@ -239,8 +239,9 @@ def draw(
     pace = np.minimum(up_to(vary.pace), (len(rates) - earliest) / ticks)
     latest = np.floor(len(rates) - pace * ticks)
     begin = earliest + np.floor(rng.random((count, 1)) * (latest - earliest + 1))
-    at = begin + pace * (np.arange(PAST_TICKS + ticks) - PAST_TICKS)
-    rate_rps = factor * np.interp(at, np.arange(len(rates)), rates)
+    # Middles of ticks, in ticks of the past: what rates are told at.
+    at = begin + pace * (np.arange(PAST_TICKS + ticks) - PAST_TICKS + 0.5)
+    rate_rps = factor * past.curve.rates_at(TICK_S * at)
     rate_rps *= _swell(rate_rps.shape, vary.swell, rng)
     forgetful = rng.random(count) < known.forgetful_share
     seen = scenario.observed(rate_rps, services.dispersion.astype(np.float64), forgetful, rng)
