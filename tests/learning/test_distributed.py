@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from rich.console import Console  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import two_processes  # noqa: E402
+from groups import ends, started  # noqa: E402
 from understudy_policy import artifact  # noqa: E402
 from understudy_trainer import distributed, launch, train  # noqa: E402
 from understudy_trainer.checkpoint import CheckpointError  # noqa: E402
@@ -145,29 +144,6 @@ TOGETHER = [
     "--set=critic_updates=1",
 ]
 """A command that starts a second process beside itself."""
-
-
-@contextmanager
-def started(command: list[str], **how: Any) -> Iterator[subprocess.Popen[str]]:
-    """A command in a group of its own; whoever of it does not stop must not keep the machine busy for ever."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, **how) as run:
-        try:
-            yield run
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(run.pid, signal.SIGKILL)
-
-
-def ends(group: int) -> bool:
-    """Whether no process of a group is left; what Python starts beside a process ends shortly after it."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def app() -> typer.Typer:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Sequence
-from multiprocessing import parent_process
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from rich.console import Console
 from torch import multiprocessing
 
+from understudy_simulator.processes import end_with_parent
 from understudy_trainer import distributed
 from understudy_trainer.distributed import Seat
 from understudy_trainer.loop import stopped_by_sigterm
@@ -107,7 +105,7 @@ def _follow(
     """What a process does that is not the first."""
     # Ctrl-C reaches all of them, and the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(threads)
     # Whoever waits at the meeting hears nothing for half an hour: so nobody goes there before all can.
     ready.release()
@@ -116,13 +114,6 @@ def _follow(
             learn(console=Console(quiet=True))
     except expected:
         return
-
-
-def _end_with_the_first() -> None:
-    first = parent_process()
-    assert first is not None
-    first.join()
-    os._exit(1)
 
 
 def _refuse_lost(peers: Sequence[Any]) -> None:

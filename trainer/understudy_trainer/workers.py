@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from understudy_simulator.processes import end_with_parent
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared
 from understudy_trainer.checkpoint import Checkpoints, load
@@ -171,6 +172,7 @@ def train_asynchronously(
 def _work(
     rank: int, factory: EnvironmentFactory, config: TrainingConfig, shared: Shared, told: Any, stop: Any
 ) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
 
     def listen(steps: int, scalars: dict[str, float]) -> None:

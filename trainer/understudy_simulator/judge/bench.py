@@ -20,7 +20,7 @@ import understudy_simulator
 from understudy_simulator.judge import entrants as taking_part
 from understudy_simulator.judge.contest import CellResult, Entrant, hold
 from understudy_simulator.judge.entrants import Learned
-from understudy_simulator.judge.processes import cores, spread
+from understudy_simulator.processes import cores, spread
 from understudy_simulator.protocol import Cell
 
 ROWS_AT_ONCE = 8192

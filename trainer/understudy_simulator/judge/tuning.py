@@ -18,8 +18,8 @@ from typing import Protocol
 
 from understudy_simulator.judge.bench import Report, program
 from understudy_simulator.judge.entrants import Learned
-from understudy_simulator.judge.processes import spread
 from understudy_simulator.past import Past, PastError, of_cell
+from understudy_simulator.processes import spread
 from understudy_simulator.protocol import Cell
 
 GROUP, NAME = "understudy.learning", "finetune"

@@ -1,10 +1,14 @@
-"""Long tasks spread over the cores: Ctrl-C ends them at once, and after a failure none that waits is begun."""
+"""Long tasks spread over the cores: Ctrl-C ends them at once, and after a failure none that waits is begun.
+
+Nobody works on for a command that was killed.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
@@ -32,7 +36,7 @@ def spread(workers: int | None, tasks: Mapping[Key, Task]) -> Iterator[Key]:
     """
     # Spawned, because a fork would take over threads of ONNX runtime and of the caller in the middle of their work.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or cores(), spawn, initializer=_stop_when_interrupted) as pool:
+    with ProcessPoolExecutor(workers or cores(), spawn, initializer=_begin) as pool:
         waiting = {pool.submit(function, *given): key for key, (function, given) in tasks.items()}
         try:
             for future in as_completed(waiting):
@@ -43,6 +47,20 @@ def spread(workers: int | None, tasks: Mapping[Key, Task]) -> Iterator[Key]:
             pool.shutdown(cancel_futures=True)
 
 
-def _stop_when_interrupted() -> None:
-    """A worker ends at once at Ctrl-C; as an exception it would only end the task at hand."""
+def _begin() -> None:
+    # At Ctrl-C at once; as an exception it would only end the task at hand.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that spawned it has, however that ended: killed, it can tell nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("nobody spawned this process: there is no parent to end with")
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
