@@ -39,6 +39,7 @@ demo: .venv-demo/.ready  ## the closed loop on a local control plane: make demo 
 	$(DEMO)/python -m understudy_demo $(if $(TRACE),--trace $(TRACE)) $(if $(CONTEXT),--context $(CONTEXT)) $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 finetune-demo: .venv/.ready  ## a workload's own policy from its history: make finetune-demo [HISTORY=file] [CAPACITY_RPS=20]
+	@rm -rf out/finetune-demo
 	$(DEV)/understudy train --finetune $(if $(HISTORY),--history $(HISTORY),--generated-history) \
 		--capacity-rps $(or $(CAPACITY_RPS),20) --folder out/finetune-demo --name own --processes 2 $(ARGS)
 

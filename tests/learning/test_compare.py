@@ -58,6 +58,14 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row_and_the_cheapest_is_firs
     assert figures["runs"] == 3
 
 
+def test_runs_of_more_processes_are_another_row(tmp_path: Path) -> None:
+    folders = [run(tmp_path / f"run-{seed}", seed, 1e-3, 0.9 - 0.1 * seed) for seed in range(2)]
+    record = json.loads((folders[1] / tracking.RECORD).read_text())
+    (folders[1] / tracking.RECORD).write_text(json.dumps(record | {"processes": 2}))
+    rows = told(*folders)["rows"]
+    assert [row["options"] for row in rows] == [{"processes": 2}, {"processes": 1}]
+
+
 def test_the_table_names_what_differs_and_no_more(tmp_path: Path) -> None:
     folders = [str(run(tmp_path / str(rate), 0, rate, 1.0)) for rate in (1e-3, 1e-4)]
     shown = CliRunner().invoke(compare.app, ["compare", *folders], env={"COLUMNS": "160"}).stdout

@@ -288,6 +288,9 @@ def test_a_history_becomes_an_artefact_with_its_lineage(tmp_path: Path) -> None:
         (["--finetune", "--capacity-rps", "20"], "exactly one source"),
         (["--finetune", "--capacity-rps", "20", "--prometheus", "http://p:9090"], "--query"),
         (["--finetune", "--capacity-rps", "20", "--generated-history", "--resume"], "begin anew"),
+        (["--finetune", "--capacity-rps", "20", "--generated-history", "--history", "x.csv"], "leave one of them out"),
+        (["--name", "team/shop"], "--name is 'team/shop', but it names a file in --folder"),
+        (["--resume", "--folder", "nowhere-yet", "--set", "seed=x"], "seed is 'x'"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_said_in_a_sentence(arguments: list[str], says: str) -> None:
@@ -326,6 +329,38 @@ def test_a_run_that_can_be_resumed_is_not_written_over(finetuned: bool, tmp_path
     assert told.exit_code == 2
     assert "--resume goes on with it" in " ".join(told.output.split())
     assert checkpoint.read_text() == "dear"
+
+
+def test_an_artefact_is_not_written_over(tmp_path: Path) -> None:
+    artefact = tmp_path / "shop.onnx"
+    artefact.write_text("dear")
+    told = CliRunner().invoke(
+        cli.app,
+        ["train", "--finetune", "--generated-history", "--capacity-rps", "20", "--folder", str(tmp_path)],
+    )
+    assert told.exit_code == 2
+    assert "holds shop.onnx, which a run has learned already" in " ".join(told.output.split())
+    assert artefact.read_text() == "dear"
+
+
+def test_a_past_without_a_request_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    launched = of_rates(lambda time_s: np.where(time_s < 18 * 3600, 0.0, 50.0), hours=20.0)
+    with pytest.raises(
+        PastError, match=r"made: no request in the .* h to learn from; give a history with load"
+    ):
+        finetune.finetune(FinetuneOptions(), launched, tmp_path / "x.onnx", "x")
+
+
+@pytest.mark.parametrize(("step_s", "rows"), [(10.0, 3601), (2.0, 18_001), (60.0, 600), (7.0, 5143)])
+def test_ten_hours_are_enough_to_hold_a_part_back(step_s: float, rows: int) -> None:
+    time_s = step_s * np.arange(rows)
+    past = replace(of(10.0), curve=Trace("ten hours", time_s, 50.0 + 10.0 * np.sin(time_s / 900.0)))
+    learned, since_s = finetune._split(past, 0.2, 480)
+    assert since_s > 0.0
+    assert learned.curve.duration_s <= since_s
+    rng = np.random.default_rng(0)
+    held_back = pasts.draw(3, 480, past, scenario.stock(14, rng, 480), rng, since_s)
+    assert held_back.decisions == 120
 
 
 def test_a_run_that_diverges_names_the_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

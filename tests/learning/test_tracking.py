@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ import small_runs  # noqa: E402
 from understudy_policy import artifact  # noqa: E402
 from understudy_trainer import compare, tracking  # noqa: E402
 from understudy_trainer.loop import InterruptedRunError, StopRun  # noqa: E402
+from understudy_trainer.options import OptionsError  # noqa: E402
 from understudy_trainer.tracking import MLflowTracker, tracked  # noqa: E402
 
 
@@ -160,14 +162,59 @@ def test_figures_of_an_outage_are_told_afterwards(tmp_path: Path, monkeypatch: p
     assert client.status == "FAILED"  # nothing was published
 
 
+@pytest.mark.parametrize("stop", [InterruptedRunError, SystemExit])
 def test_a_run_that_was_stopped_without_an_artefact_is_killed_not_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = Recorded()
     monkeypatch.setattr(MLflowTracker, "_begin", lambda _tracker: (client, "run"))
-    with pytest.raises(InterruptedRunError), tracked("http://m", "x", tmp_path, {}, False, print):
-        raise InterruptedRunError
+    with pytest.raises(stop), tracked("http://m", "x", tmp_path, {}, False, print):
+        raise stop
     assert client.status == "KILLED"
+
+
+class Stingy:
+    """An MLflow client of a server that makes runs but takes nothing about them."""
+
+    def __init__(self) -> None:
+        self.created: list[str] = []
+        self.tried = 0
+
+    def get_experiment_by_name(self, _name: str) -> Any:
+        return SimpleNamespace(experiment_id="1")
+
+    def create_run(self, *_: Any, **__: Any) -> Any:
+        self.created.append(f"run-{len(self.created)}")
+        return SimpleNamespace(info=SimpleNamespace(run_id=self.created[-1]))
+
+    def log_batch(self, _run: str, **_: Any) -> None:
+        self.tried += 1
+        raise ConnectionError("too large")
+
+
+def test_a_server_that_takes_no_parameters_gets_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Stingy()
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda tracking_uri: client)
+    monkeypatch.setattr(tracking, "PAUSE_S", 0.02)
+    with tracked("http://server", "name", tmp_path, {"seed": 1}, False, lambda _line: None):
+        until = time.monotonic() + 20
+        while client.tried < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert client.created == ["run-0"]
+    assert json.loads((tmp_path / tracking.REMEMBERED).read_text())["run_id"] == "run-0"
+
+
+def test_a_run_goes_on_as_what_it_began_as(tmp_path: Path) -> None:
+    options = {"seed": 7, "ppo": {"gamma": 0.9, "epochs": 2}, "run": {"total_steps": 10}}
+    tracking.record(tmp_path, "policy", options)
+    tracking.refuse_other(tmp_path, options | {"run": {"total_steps": 20}})
+    tracking.refuse_other(tmp_path / "without a record", {"seed": 8})
+    with pytest.raises(
+        OptionsError, match=r"began with seed 7 \(now 8\), ppo\.gamma 0\.9 \(now 0\.97\); give"
+    ):
+        tracking.refuse_other(tmp_path, {"seed": 8, "ppo": {"gamma": 0.97, "epochs": 2}, "run": {}})
 
 
 def test_the_oldest_figures_give_way_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

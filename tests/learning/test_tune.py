@@ -166,6 +166,11 @@ def test_a_choice_that_diverges_counts_and_the_sweep_goes_on(runs: Runs, tmp_pat
         ),
         ({"search": {"ppo.epochs": {"low": 1}}}, "give low and high, or choices"),
         ({"search": {"ppo.epochs": {"low": 1, "high": 2, "choices": [3]}}}, "give low and high, or choices"),
+        ({"search": {"ppo.epochs": {"low": 3, "high": 2}}}, "low 3 lies above high 2; exchange them"),
+        (
+            {"search": {"ppo.learning_rate": {"low": 0, "high": 0.01, "log": True}}},
+            "low is 0, but with log it must lie above 0",
+        ),
         ({"search": {"ppo.epochs": {"lowest": 1}}}, "lowest"),
         ({"seed": 3}, "seed"),
     ],

@@ -154,6 +154,12 @@ def test_generated_loads_are_positive_varied_reproducible_and_of_mean_one(family
     assert np.array_equal(loads, again)
 
 
+def test_the_mark_that_spreadsheets_put_before_a_file_is_no_part_of_it(tmp_path):
+    file = tmp_path / "shop.csv"
+    file.write_text(HEADER + "0,5\n60,7\n120,6\n", encoding="utf-8-sig")
+    assert load_trace(file).requests_per_second.tolist() == [5, 7, 6]
+
+
 def test_a_flash_crowd_rises_well_above_its_level():
     loads = generate("flash", 3600, 1, np.random.default_rng(1), count=50)
     assert np.median(loads.max(axis=1) / np.median(loads, axis=1)) > 2

@@ -38,10 +38,12 @@ Capacity = Annotated[
     float, typer.Option("--capacity-rps", min=0.001, help="Requests per second of a fully busy pod.")
 ]
 ServiceTime = Annotated[
-    float | None, typer.Option("--service-s", help="Mean service time (default: one request at a time).")
+    float | None,
+    typer.Option("--service-s", min=1e-6, help="Mean service time (default: one request at a time)."),
 ]
 Threshold = Annotated[
-    float | None, typer.Option("--threshold-s", help="Latency objective (default: six service times).")
+    float | None,
+    typer.Option("--threshold-s", min=1e-6, help="Latency objective (default: six service times)."),
 ]
 Startup = Annotated[float, typer.Option("--startup-s", min=1.0, help="Median time until a pod is ready.")]
 

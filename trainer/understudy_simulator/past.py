@@ -43,6 +43,10 @@ class PastError(ValueError):
     """A past cannot be learned from; the message says why, and what can."""
 
 
+class TooShortError(PastError):
+    """There is not enough of it."""
+
+
 @dataclass(frozen=True)
 class Variation:
     """How far an episode may lie from the past that it is taken from.
@@ -93,7 +97,12 @@ class Past:
 
     def __post_init__(self) -> None:
         if self.curve.duration_s < LEAST_S:
-            raise PastError(_too_short(self.curve.name, self.curve.duration_s))
+            raise TooShortError(_too_short(self.curve.name, self.curve.duration_s))
+        if not self.curve.requests_per_second.any():
+            raise PastError(
+                f"{self.curve.name}: no request in the {self.curve.duration_s / 3600:.1f} h to learn from; "
+                "give a history with load in it"
+            )
         longest_s = scenario.LONGEST_STARTUP_S / STARTUP_FACTOR
         if self.startup_s > longest_s:
             raise PastError(
@@ -131,7 +140,7 @@ def between(curve: Trace, start_s: float = -math.inf, end_s: float = math.inf) -
     first_s, last_s = curve.timestamp_s - reach_s, curve.timestamp_s + curve.step_s + reach_s
     inside = (first_s >= start_s - 1e-9) & (last_s <= end_s + 1e-9)
     if inside.sum() < 2:
-        raise PastError(_too_short(curve.name, curve.step_s * inside.sum()))
+        raise TooShortError(_too_short(curve.name, curve.step_s * inside.sum()))
     time_s = curve.timestamp_s[inside]
     return replace(
         curve, timestamp_s=time_s - time_s[0], requests_per_second=curve.requests_per_second[inside]

@@ -145,7 +145,9 @@ def _open(path: Path) -> Iterator[TextIO]:
     if not path.is_file():
         raise TraceError(f"{path}: no such trace file; give the path of a .csv or .csv.gz file.")
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+        opened = gzip.open if path.suffix == ".gz" else open
+        # With or without the mark that spreadsheets put before UTF-8.
+        with opened(path, "rt", newline="", encoding="utf-8-sig") as file:
             yield cast(TextIO, file)
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
         raise TraceError(

@@ -156,7 +156,9 @@ def read(folder: Path) -> Run:
         for tag, curve in curves.items()
     }
     steps = max((max(curve) for curve in curves.values()), default=0)
-    return Run(str(folder), flat(record["options"]), steps, figures, actor.sha256 if actor else None)
+    # As many processes learn from as many times the services.
+    options = flat(record["options"]) | {"processes": record.get("processes", 1)}
+    return Run(str(folder), options, steps, figures, actor.sha256 if actor else None)
 
 
 def compare(runs: Sequence[Run]) -> list[Row]:

@@ -149,6 +149,13 @@ def commit() -> str | None:
     """The git commit of this source, marked where files differ from it; None outside a repository."""
     here = Path(__file__).parent
     try:
+        # Installed below somebody else's repository, git would tell of theirs.
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=here,
+            capture_output=True,
+            check=True,
+        )
         told = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
             cwd=here,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from understudy_policy.rows import concatenate
 from understudy_simulator import past as pasts
 from understudy_simulator import scenario
 from understudy_simulator.audition import Episode, Program
-from understudy_simulator.past import AS_IT_CAME, Past, PastError, Variation
+from understudy_simulator.past import AS_IT_CAME, Past, PastError, TooShortError, Variation
 from understudy_simulator.protocol import TICK_S
 from understudy_trainer import config as command_line
 from understudy_trainer import distributed, tracking, train
@@ -200,7 +201,7 @@ def run(
     train.refuse_to_overwrite(folder)
     options = _shaped(options)
     _shared_out(options).training()  # refuses before anything is written or begun
-    told = chosen(options)
+    told = chosen(options) | {"history": {"name": past.curve.name, "sha256": past.fingerprint()[:12]}}
     tracking.record(folder, name, told)
     hours = past.curve.duration_s / 3600
     wait = "; compiling the cluster model takes a minute or two" if options.world.compiled else ""
@@ -269,12 +270,13 @@ def _shared_out(options: FinetuneOptions) -> FinetuneOptions:
 def _split(past: Past, share: float, ticks: int) -> tuple[Past, float]:
     """What is learned from, and when what is held back begins; all and 0 where a part would be shorter than it may."""
     duration_s, least_s = past.curve.duration_s, max(ticks * TICK_S, pasts.LEAST_S)
-    since_s = (1.0 - share) * duration_s
-    if share == 0:
+    # Episodes begin with whole ticks.
+    since_s = math.floor((1.0 - share) * duration_s / TICK_S) * TICK_S
+    if share == 0 or min(since_s, duration_s - since_s) < least_s:
         return past, 0.0
     try:
         learned = replace(past, curve=pasts.between(past.curve, end_s=since_s))
-    except PastError:
+    except TooShortError:
         return past, 0.0
     shortest_s = min(learned.curve.duration_s, duration_s - since_s)
     return (learned, since_s) if shortest_s >= least_s else (past, 0.0)

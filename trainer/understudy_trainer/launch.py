@@ -57,7 +57,7 @@ def together(
         LostProcessError: another process ended early; it has said why.
     """
     if processes == 1:
-        with distributed.joined(device):
+        with stopped_by_sigterm(_leave), distributed.joined(device):
             return learn(console=console)
     if distributed.started() > 1:
         raise OptionsError(

@@ -160,7 +160,11 @@ class Trainer:
                     self.save()
                 stopped = distributed.any_process(self._stop)
             self.save()
-        return Outcome(self.steps, self.updates, stopped, self.restores, self.episode_return(), self.seconds)
+        # Whoever is done was not interrupted, whenever somebody asked.
+        interrupted = stopped and self.steps < self.config.total_steps
+        return Outcome(
+            self.steps, self.updates, interrupted, self.restores, self.episode_return(), self.seconds
+        )
 
     def warm_up(self) -> None:
         """Let the normaliser see one rollout of the untrained network before anything is learnt.

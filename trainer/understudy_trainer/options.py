@@ -139,7 +139,7 @@ def read_options(
         if file is not None:
             given = yaml.safe_load(file.read_text()) or {}
         pairs = [(name, yaml.safe_load(value)) for name, _, value in (one.partition("=") for one in settings)]
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionsError(f"options cannot be read: {error}") from error
     if not isinstance(given, dict):
         raise OptionsError(f"{file} holds {type(given).__name__}; it must map options to values")

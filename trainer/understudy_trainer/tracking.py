@@ -22,6 +22,7 @@ import torch
 from understudy_policy import artifact
 from understudy_trainer import distributed, export
 from understudy_trainer.loop import InterruptedRunError
+from understudy_trainer.options import OptionsError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,6 +73,28 @@ def record(folder: Path, name: str, options: Mapping[str, Any]) -> None:
     (folder / RECORD).write_text(json.dumps(content, indent=2) + "\n")
 
 
+def refuse_other(folder: Path, options: Mapping[str, Any]) -> None:
+    """A run goes on as what it began as; only how long it lasts and what is kept of it may change (`run`).
+
+    Raises:
+        OptionsError: options differ from those in the folder's record.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return
+    begun, asked = flat(json.loads(file.read_text())["options"]), flat(json.loads(json.dumps(options)))
+    differing = [
+        f"{name} {begun[name]!r} (now {asked[name]!r})"
+        for name in begun
+        if name in asked and not name.startswith("run.") and asked[name] != begun[name]
+    ]
+    if differing:
+        raise OptionsError(
+            f"--resume goes on with the run in {folder}, which began with {', '.join(differing[:3])}; "
+            "give the options that it began with; only those of run may change"
+        )
+
+
 class Tracker:
     """A listener of `Trainer` that is told of the artefact, too. This one, for runs without a server, tells nobody."""
 
@@ -107,7 +130,7 @@ def tracked(
     tracker = MLflowTracker(uri, name, folder, options, resume, say)
     try:
         yield tracker
-    except InterruptedRunError:
+    except (InterruptedRunError, SystemExit):
         tracker.status = "KILLED"
         raise
     finally:
@@ -132,6 +155,7 @@ class MLflowTracker(Tracker):
         self.dropped = 0
         self._notes: deque[tuple[int, int, dict[str, float]]] = deque()
         self._artefact: Path | None = None
+        self._run: str | None = None
         self.status = "FAILED"
         self._news, self._ended = threading.Event(), threading.Event()
         # A daemon: a server that hangs must not keep the process from ending.
@@ -194,13 +218,25 @@ class MLflowTracker(Tracker):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        client = MlflowClient(tracking_uri=self.uri)
         file = self.folder / REMEMBERED
-        if self.resume and file.is_file():
+        client = MlflowClient(tracking_uri=self.uri)
+        if self.resume and self._run is None and file.is_file():
             remembered = json.loads(file.read_text())
             if remembered["uri"] == self.uri:
                 client.update_run(remembered["run_id"], status="RUNNING")
                 return client, remembered["run_id"]
+        if self._run is None:
+            # Before anything else is told: whatever fails then must not create another one.
+            self._run = self._create(client)
+            file.write_text(json.dumps({"uri": self.uri, "run_id": self._run}) + "\n")
+        parameters = [
+            Param(name, str(value)[:PARAMETER_LENGTH]) for name, value in flat(self.options).items()
+        ]
+        for start in range(0, len(parameters), PARAMETERS_IN_REQUEST):
+            client.log_batch(self._run, params=parameters[start : start + PARAMETERS_IN_REQUEST])
+        return client, self._run
+
+    def _create(self, client: MlflowClient) -> str:
         wanted = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         experiment = client.get_experiment_by_name(wanted)
         number = experiment.experiment_id if experiment else client.create_experiment(wanted)
@@ -209,13 +245,7 @@ class MLflowTracker(Tracker):
             "understudy.folder": self.folder.name,
         }
         run: str = client.create_run(number, run_name=self.name, tags=tags).info.run_id
-        parameters = [
-            Param(name, str(value)[:PARAMETER_LENGTH]) for name, value in flat(self.options).items()
-        ]
-        for start in range(0, len(parameters), PARAMETERS_IN_REQUEST):
-            client.log_batch(run, params=parameters[start : start + PARAMETERS_IN_REQUEST])
-        file.write_text(json.dumps({"uri": self.uri, "run_id": run}) + "\n")
-        return client, run
+        return run
 
     def _tell(self, client: MlflowClient, run: str) -> None:
         from mlflow.entities import Metric

@@ -92,17 +92,17 @@ def train(
         The artefact.
 
     Raises:
-        OptionsError: the folder holds a run, and nobody asked to go on with it.
+        OptionsError: the folder holds a run, and nobody asked to go on with it, or with other options.
     """
     is_first = distributed.rank() == 0
-    if is_first and not resume:
+    if is_first and resume:
+        tracking.refuse_other(folder, chosen(options))
+    elif is_first:
         refuse_to_overwrite(folder)
     console.quiet = not is_first
     training = options.training()
     world = AutoscalingEnvironment(options.world, world_seed(training), device)
     validation = Validation(world)
-    if is_first:
-        tracking.record(folder, name, chosen(options))
     uri = mlflow if is_first else None
 
     with (
@@ -134,6 +134,8 @@ def train(
             trainer.resume(checkpoints.last)
         elif options.begin_with:
             begin(trainer.learner.model, options.begin_with)
+        if is_first:
+            tracking.record(folder, name, chosen(options))
         outcome = trainer.run()
         path = folder / f"{name}.onnx"
         if not is_first:
@@ -152,11 +154,15 @@ def refuse_to_overwrite(folder: Path) -> None:
     """A run begins where there is none.
 
     Raises:
-        OptionsError: the folder holds a run that can be resumed.
+        OptionsError: the folder holds a run that can be resumed, or an artefact.
     """
     if Checkpoints.of_run(folder).last.exists():
         raise OptionsError(
             f"--folder {folder} holds a run already; --resume goes on with it, another folder begins a new one"
+        )
+    if artefacts := sorted(path.name for path in folder.glob("*.onnx")):
+        raise OptionsError(
+            f"--folder {folder} holds {artefacts[0]}, which a run has learned already; name another folder"
         )
 
 
@@ -205,6 +211,10 @@ def main(
     console = Console()
     torch.set_num_threads(threads)
     try:
+        if name != Path(name).name:
+            raise OptionsError(
+                f"--name is {name!r}, but it names a file in --folder; leave out what is no file's name"
+            )
         if not finetune:
             if history or prometheus or generated_history:
                 raise OptionsError("a history is named without --finetune; add it")
@@ -225,6 +235,10 @@ def main(
             raise OptionsError("--finetune needs --capacity-rps: how many requests a pod serves per second")
         further = read_options(file, settings or [], tuning.FinetuneOptions)
         said = (service_s, threshold_s, startup_s)
+        if generated_history and (history or prometheus):
+            raise OptionsError(
+                "--generated-history makes a history up, and another one is named; leave one of them out"
+            )
         if generated_history:
             workload = described(made_up(capacity_rps), capacity_rps, *said)
         else:

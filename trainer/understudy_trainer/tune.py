@@ -66,6 +66,14 @@ class Range:
         """Refuse what is neither."""
         if bool(self.choices) == (self.low is not None) or (self.low is None) != (self.high is None):
             raise ValueError("give low and high, or choices")
+        if self.low is None or self.high is None:
+            return
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} lies above high {self.high}; exchange them")
+        if self.log and self.low <= 0:
+            raise ValueError(
+                f"low is {self.low}, but with log it must lie above 0; raise it, or leave log out"
+            )
 
     def suggest(self, trial: optuna.Trial, name: str) -> Any:
         """A value for a trial."""
@@ -103,7 +111,7 @@ def read_sweep(file: Path) -> Sweep:
     """
     try:
         sweep = TypeAdapter(Sweep).validate_python(yaml.safe_load(file.read_text()))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionsError(f"{file} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
