@@ -141,6 +141,59 @@ def test_a_stopped_sweep_goes_on_where_it_was(runs: Runs, tmp_path: Path) -> Non
     assert len(runs.begun) == before + 2
 
 
+class Unequal(Runs):
+    """The first choices are all alike; the last one has a lucky first seed and two hopeless ones."""
+
+    def train(self, options: Options, folder: Path, *rest: Any) -> None:
+        number, listeners = len({*self.folders, folder.parent.name}), rest[-1]
+        self.folders.add(folder.parent.name)
+        self.begun.append((folder.parent.name, options.seed, rest[1]))
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "last.pt").touch()
+        ratio = 1.0 if number <= tune.UNPRUNED_TRIALS else (0.9, 2.0, 2.0)[options.seed]
+        first = 800 if len(self.begun) != self.goes_on_at else 2400
+        for steps in range(first, options.run.total_steps + 1, 800):
+            for listen in listeners:
+                listen(steps, {"evaluation/cost_ratio": ratio})
+            if len(self.begun) == self.stop_in and steps == 1600:
+                return
+        (folder / "ended.json").write_text(json.dumps(ratio))
+
+    folders: set[str]
+    goes_on_at = 0
+
+
+@pytest.fixture
+def unequal(monkeypatch: pytest.MonkeyPatch) -> Unequal:
+    stand_in = Unequal()
+    stand_in.folders = set()
+    monkeypatch.setattr(tune, "train", stand_in.train)
+    monkeypatch.setattr(tune, "_ended", stand_in.ended)
+    return stand_in
+
+
+def test_one_lucky_seed_does_not_save_a_choice(unequal: Unequal, tmp_path: Path) -> None:
+    study = tune.search(sweep(tmp_path, trials=5, seeds=3), tmp_path, console())
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4 + ["PRUNED"]
+    assert [seed for _, seed, _ in unequal.begun][-2:] == [0, 1], "ended in the second seed"
+
+
+def test_going_on_does_not_judge_a_choice_anew(unequal: Unequal, tmp_path: Path) -> None:
+    asked = sweep(tmp_path, trials=5, seeds=3)
+    unequal.stop_in = 13  # the last choice's first seed, after two of its five evaluations
+    with pytest.raises(tune.StoppedSweepError):
+        tune.search(asked, tmp_path, console())
+    unequal.stop_in, unequal.goes_on_at = None, 14
+    study = tune.search(asked, tmp_path, console())
+    (stopped, resumed) = (trial for trial in study.trials if tune._place(trial) == "choice-0004")
+    assert {step: resumed.intermediate_values[step] for step in stopped.intermediate_values} == (
+        stopped.intermediate_values
+    )
+    assert set(range(5)) <= set(resumed.intermediate_values), (
+        "every evaluation of the first seed is told once"
+    )
+
+
 def test_another_sweep_is_refused_in_the_same_folder(runs: Runs, tmp_path: Path) -> None:
     tune.search(sweep(tmp_path, trials=1), tmp_path, console())
     with pytest.raises(OptionsError, match="holds another sweep; name another --folder"):

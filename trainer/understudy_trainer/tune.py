@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -166,7 +167,9 @@ def search(sweep: Sweep, folder: Path, console: Console, mlflow: str | None = No
     study.sampler = optuna.samplers.TPESampler(seed=len(study.trials), multivariate=True)
     for stopped in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(stopped.number, state=TrialState.FAIL)
-        study.enqueue_trial(stopped.params, {"place": _place(stopped)})
+        said = {str(step): value for step, value in stopped.intermediate_values.items()}
+        kept = {"place": _place(stopped), "said": said, "best": stopped.user_attrs.get("best", [])}
+        study.enqueue_trial(stopped.params, kept)
     while (tried := sum(map(_is_done, study.trials))) < sweep.trials:
         trial = study.ask()
         console.print(f"choice {tried + 1} of {sweep.trials}")
@@ -191,11 +194,14 @@ def _learn(
     """Cost ratios of a choice's runs; those that the folder holds are not run again, one that was stopped goes on."""
     chosen = {name: allowed.suggest(trial, name) for name, allowed in sweep.search.items()}
     console.print("  ".join(f"{name}={value}" for name, value in chosen.items()))
+    # What the choice that it goes on with had told counts, or going on would judge it anew.
+    for step, value in trial.user_attrs.get("said", {}).items():
+        trial.report(value, int(step))
     ratios: list[float] = []
     for seed in range(sweep.seeds):
         options, place = options_of(sweep, chosen, seed), folder / f"seed-{seed}"
         if (ratio := _ended(place, options)) is None:
-            watch = _Watch(trial, options, ratios, seed * sweep.evaluations, sweep.evaluations)
+            watch = _Watch(sweep, trial, options, ratios, seed)
             # Each run compiles for its own shapes; torch would refuse to keep them all.
             torch.compiler.reset()
             is_begun = Checkpoints.of_run(place).last.exists()
@@ -211,15 +217,17 @@ class _Watch:
     """A listener that tells the study how a run goes, and ends it where the study has seen enough."""
 
     def __init__(
-        self, trial: optuna.Trial, options: Options, ratios: list[float], first: int, evaluations: int
+        self, sweep: Sweep, trial: optuna.Trial, options: Options, ratios: list[float], seed: int
     ) -> None:
+        self.pruner = sweep.pruner
         self.trial = trial
         self.total_steps = options.run.total_steps
         self.ratios = ratios
-        self.first = first
-        self.evaluations = evaluations
-        self.best = math.inf
-        self.reported = -1
+        self.seed = seed
+        self.evaluations = sweep.evaluations
+        best_of, best = trial.user_attrs.get("best") or [seed, math.inf]
+        self.best = best if best_of == seed else math.inf
+        self.reported = max(map(int, trial.user_attrs.get("said", {})), default=-1)
 
     def __call__(self, steps: int, scalars: dict[str, float]) -> None:
         ratio = scalars.get("evaluation/cost_ratio")
@@ -228,12 +236,27 @@ class _Watch:
         self.best = min(self.best, ratio)
         # Choices are compared after the same share of their runs, whatever an update is in them.
         share = min(self.evaluations - 1, (steps - 1) * self.evaluations // self.total_steps)
-        if share == self.reported:
+        step = self.seed * self.evaluations + share
+        if step <= self.reported:
             return
-        self.reported = share
-        self.trial.report(estimate([*self.ratios, self.best]).mean, self.first + share)
-        if self.trial.should_prune():
+        self.reported = step
+        value = estimate([*self.ratios, self.best]).mean
+        self.trial.report(value, step)
+        self.trial.set_user_attr("best", [self.seed, self.best])
+        hopeless = (
+            self._worse_than_most(value, step) if self.pruner == "median" else self.trial.should_prune()
+        )
+        if hopeless:
             raise optuna.TrialPruned
+
+    def _worse_than_most(self, value: float, step: int) -> bool:
+        """Whether it is worse than the median of the others at this step.
+
+        Optuna's own pruner goes by the best of a trial until then, so after one lucky seed nothing is hopeless.
+        """
+        completed = self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [trial.intermediate_values[step] for trial in completed if step in trial.intermediate_values]
+        return len(others) >= UNPRUNED_TRIALS and value > statistics.median(others)
 
 
 def _ended(place: Path, options: Options) -> float | None:
@@ -247,8 +270,6 @@ def _ended(place: Path, options: Options) -> float | None:
 
 
 def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
-    if sweep.pruner == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED_TRIALS)
     if sweep.pruner == "halving":
         return optuna.pruners.SuccessiveHalvingPruner()
     return optuna.pruners.NopPruner()
