@@ -226,6 +226,7 @@ class MLflowTracker(Tracker):
                 client.update_run(remembered["run_id"], status="RUNNING")
                 return client, remembered["run_id"]
         if self._run is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             # Before anything else is told: whatever fails then must not create another one.
             self._run = self._create(client)
             file.write_text(json.dumps({"uri": self.uri, "run_id": self._run}) + "\n")
