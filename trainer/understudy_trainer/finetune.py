@@ -278,8 +278,7 @@ def _split(past: Past, share: float, ticks: int) -> tuple[Past, float]:
         learned = replace(past, curve=pasts.between(past.curve, end_s=since_s))
     except TooShortError:
         return past, 0.0
-    shortest_s = min(learned.curve.duration_s, duration_s - since_s)
-    return (learned, since_s) if shortest_s >= least_s else (past, 0.0)
+    return (learned, since_s) if learned.curve.duration_s >= least_s else (past, 0.0)
 
 
 def _source(past: Past, generated_share: float, since_s: float = 0.0, vary: Variation = AS_IT_CAME) -> Source:

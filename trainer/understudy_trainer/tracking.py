@@ -82,7 +82,7 @@ def refuse_other(folder: Path, options: Mapping[str, Any]) -> None:
     file = folder / RECORD
     if not file.is_file():
         return
-    begun, asked = flat(json.loads(file.read_text())["options"]), flat(json.loads(json.dumps(options)))
+    begun, asked = flat(json.loads(file.read_text())["options"]), flat(options)
     differing = [
         f"{name} {begun[name]!r} (now {asked[name]!r})"
         for name in begun

@@ -94,9 +94,9 @@ def train(
     Raises:
         OptionsError: the folder holds a run, and nobody asked to go on with it, or with other options.
     """
-    is_first = distributed.rank() == 0
+    is_first, asked = distributed.rank() == 0, chosen(options)
     if is_first and resume:
-        tracking.refuse_other(folder, chosen(options))
+        tracking.refuse_other(folder, asked)
     elif is_first:
         refuse_to_overwrite(folder)
     console.quiet = not is_first
@@ -106,7 +106,7 @@ def train(
     uri = mlflow if is_first else None
 
     with (
-        tracking.tracked(uri, name, folder, chosen(options), resume, console.print) as tracker,
+        tracking.tracked(uri, name, folder, asked, resume, console.print) as tracker,
         make_progress(console) as progress,
     ):
         line = ProgressLine(progress, name, options.run.total_steps)
@@ -135,7 +135,7 @@ def train(
         elif options.begin_with:
             begin(trainer.learner.model, options.begin_with)
         if is_first:
-            tracking.record(folder, name, chosen(options))
+            tracking.record(folder, name, asked)
         outcome = trainer.run()
         path = folder / f"{name}.onnx"
         if not is_first:

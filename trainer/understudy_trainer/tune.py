@@ -219,7 +219,6 @@ class _Watch:
     def __init__(
         self, sweep: Sweep, trial: optuna.Trial, options: Options, ratios: list[float], seed: int
     ) -> None:
-        self.pruner = sweep.pruner
         self.trial = trial
         self.total_steps = options.run.total_steps
         self.ratios = ratios
@@ -240,23 +239,26 @@ class _Watch:
         if step <= self.reported:
             return
         self.reported = step
-        value = estimate([*self.ratios, self.best]).mean
-        self.trial.report(value, step)
+        self.trial.report(estimate([*self.ratios, self.best]).mean, step)
         self.trial.set_user_attr("best", [self.seed, self.best])
-        hopeless = (
-            self._worse_than_most(value, step) if self.pruner == "median" else self.trial.should_prune()
-        )
-        if hopeless:
+        if self.trial.should_prune():
             raise optuna.TrialPruned
 
-    def _worse_than_most(self, value: float, step: int) -> bool:
-        """Whether it is worse than the median of the others at this step.
 
-        Optuna's own pruner goes by the best of a trial until then, so after one lucky seed nothing is hopeless.
-        """
-        completed = self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        others = [trial.intermediate_values[step] for trial in completed if step in trial.intermediate_values]
-        return len(others) >= UNPRUNED_TRIALS and value > statistics.median(others)
+class _WorseThanMost(optuna.pruners.BasePruner):
+    """Ends what is worse now than the median of the others at the same step.
+
+    Optuna's own median goes by the best of a trial until then, so after one lucky seed nothing is hopeless.
+    """
+
+    def prune(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> bool:
+        """See Optuna."""
+        step = trial.last_step
+        if step is None:
+            return False
+        completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        others = [other.intermediate_values[step] for other in completed if step in other.intermediate_values]
+        return len(others) >= UNPRUNED_TRIALS and trial.intermediate_values[step] > statistics.median(others)
 
 
 def _ended(place: Path, options: Options) -> float | None:
@@ -270,6 +272,8 @@ def _ended(place: Path, options: Options) -> float | None:
 
 
 def _pruner(sweep: Sweep) -> optuna.pruners.BasePruner:
+    if sweep.pruner == "median":
+        return _WorseThanMost()
     if sweep.pruner == "halving":
         return optuna.pruners.SuccessiveHalvingPruner()
     return optuna.pruners.NopPruner()
