@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install understudy[trainer]")
 
-import groups  # noqa: E402
 import worlds  # noqa: E402
+from groups import ends, scripted  # noqa: E402
 from understudy_trainer.actor_critic import ActorCritic, NetworkConfig  # noqa: E402
 from understudy_trainer.algorithms.a2c import A2CConfig  # noqa: E402
 from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared  # noqa: E402
@@ -130,21 +128,18 @@ def test_a_worker_that_is_killed_ends_the_run_long_before_its_end() -> None:
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_with_a_parent_that_is_killed() -> None:
     script = (
         "from test_a3c import *; "
         "config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1)); "
         "train_asynchronously(FACTORY, config, listeners=(lambda *_: print('learning', flush=True),))"
     )
-    paths = [str(Path(__file__).parent), str(Path(groups.__file__).parent), *sys.path]
-    with groups.started(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    ) as run:
+    with scripted(script) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "learning\n"
         run.send_signal(signal.SIGKILL)
         assert run.wait(timeout=20) == -signal.SIGKILL
-        assert groups.ends(run.pid), "a worker learns on for nobody"
+        assert ends(run.pid), "a worker learns on for nobody"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from rich.console import Console  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import two_processes  # noqa: E402
-from groups import ends, started  # noqa: E402
+from groups import ends, scripted, started  # noqa: E402
 from understudy_policy import artifact  # noqa: E402
 from understudy_trainer import distributed, launch, train  # noqa: E402
 from understudy_trainer.checkpoint import CheckpointError  # noqa: E402
@@ -218,11 +218,15 @@ def test_a_process_that_is_lost_ends_the_others_in_a_sentence() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_whatever_ends_the_first_process_ends_the_others(number: signal.Signals, status: int) -> None:
-    script = "from test_distributed import *; launch.together(2, 'cpu', wait_for_ever, Console())"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    with started([sys.executable, "-c", script], env=environment) as run:
+@pytest.mark.parametrize(
+    ("processes", "number", "status"),
+    [(1, signal.SIGTERM, 143), (2, signal.SIGTERM, 143), (2, signal.SIGKILL, -9)],
+)
+def test_whatever_ends_the_first_process_ends_the_others(
+    processes: int, number: signal.Signals, status: int
+) -> None:
+    script = f"from test_distributed import *; launch.together({processes}, 'cpu', wait_for_ever, Console())"
+    with scripted(script) as run:
         assert run.stdout is not None
         assert run.stdout.readline() == "met\n"
         run.send_signal(number)

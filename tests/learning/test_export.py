@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +94,27 @@ def test_a_masked_row_gets_no_probability_and_a_fresh_actor_prefers_nothing() ->
     answer = actor(torch.randn(5, features.F), mask)
     assert (answer[:, 10:] == 0).all()
     torch.testing.assert_close(answer[:, :10], torch.full((5, 10), 0.1), rtol=0, atol=0.01)
+
+
+def test_no_commit_is_named_of_a_repository_that_does_not_hold_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
+
+    shutil.copy(export.__file__, tmp_path)
+    monkeypatch.setattr(export, "__file__", str(tmp_path / "export.py"))
+    assert export.commit() is None  # no repository at all
+    git("init")
+    git("commit", "--allow-empty", "-m", "theirs")
+    assert export.commit() is None
+    git("add", "export.py")
+    git("commit", "-m", "ours")
+    assert re.fullmatch("[0-9a-f]{40}", export.commit() or "")
+    (tmp_path / "export.py").write_text("")
+    assert re.fullmatch("[0-9a-f]{40}-dirty", export.commit() or "")
