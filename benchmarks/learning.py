@@ -40,9 +40,9 @@ from rich.table import Table
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.a3c import A3CConfig
 from understudy_trainer.compare import estimate
-from understudy_trainer.loop import RunConfig, StopRun
+from understudy_trainer.loop import RunConfig, StopRun, Trainer
 from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer
-from understudy_trainer.workers import train_asynchronously
+from understudy_trainer.workers import AsynchronousTrainer
 
 Choose = Callable[[torch.Tensor], torch.Tensor]
 
@@ -120,10 +120,10 @@ def ours(task: Task, options: TrainingConfig, seed: int, budget: int) -> tuple[b
     start = cpu_seconds()
     if isinstance(config.algorithm, A3CConfig):
         factory = functools.partial(task.world, task.rows // config.algorithm.workers)
-        outcome, model = train_asynchronously(factory, config, listeners=(listen,))
+        trainer: Trainer | AsynchronousTrainer = AsynchronousTrainer(factory, config, listeners=(listen,))
     else:
         trainer = make_trainer(task.world(task.rows, environment_seed(config)), config, listeners=(listen,))
-        outcome, model = trainer.run(), trainer.learner.model
+    outcome, model = trainer.run(), trainer.learner.model
     if outcome.interrupted and not learnt:
         raise SystemExit("stopped by SIGTERM")
     return learnt, outcome.steps, cpu_seconds() - start, likeliest(model)

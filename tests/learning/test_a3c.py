@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import signal
 import threading
 from dataclasses import replace
@@ -12,16 +13,22 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install understudy[trainer]")
 
+from rich.console import Console  # noqa: E402
+
+import small_runs  # noqa: E402
 import worlds  # noqa: E402
 from groups import ends, scripted  # noqa: E402
+from understudy_policy import artifact  # noqa: E402
+from understudy_trainer import train  # noqa: E402
 from understudy_trainer.actor_critic import ActorCritic, NetworkConfig  # noqa: E402
 from understudy_trainer.algorithms.a2c import A2CConfig  # noqa: E402
 from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared  # noqa: E402
 from understudy_trainer.classic_control import CartPole  # noqa: E402
 from understudy_trainer.collector import RewardConfig  # noqa: E402
 from understudy_trainer.loop import RunConfig, StopRun  # noqa: E402
+from understudy_trainer.options import OptionsError, read_options  # noqa: E402
 from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer  # noqa: E402
-from understudy_trainer.workers import train_asynchronously  # noqa: E402
+from understudy_trainer.workers import AsynchronousTrainer, LostWorkerError  # noqa: E402
 
 OPTIONS = {"learning_rate": 3e-3, "final_learning_rate_share": 0.1, "entropy_coefficient": 0.01}
 CONFIG = TrainingConfig(
@@ -40,7 +47,8 @@ def test_one_worker_is_a2c_bit_for_bit(optimizer: str) -> None:
     trainer = make_trainer(FACTORY(environment_seed(alone)), alone)
     trainer.run()
     shared = replace(CONFIG, algorithm=A3CConfig(optimizer=optimizer, workers=1, **OPTIONS))
-    outcome, model = train_asynchronously(FACTORY, shared)
+    asynchronous = AsynchronousTrainer(FACTORY, shared)
+    outcome, model = asynchronous.run(), asynchronous.learner.model
     assert outcome.steps == trainer.steps
     for name, tensor in trainer.learner.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
@@ -75,7 +83,7 @@ def test_all_workers_observations_are_in_the_same_moments() -> None:
     for learner, rows in ((first, seen[:10]), (second, seen[10:])):
         rollout = type("Seen", (), {"observation": rows[None]})
         learner.observe(rollout)
-    torch.testing.assert_close(shared.normalizer["mean"], seen.mean(0))
+    torch.testing.assert_close(shared.buffers["normalizer.mean"], seen.mean(0))
 
 
 def test_nan_in_one_worker_does_not_reach_the_others() -> None:
@@ -106,16 +114,98 @@ def test_two_workers_learn_and_their_run_can_be_resumed(tmp_path: Path) -> None:
         if scalars["episode_return"] >= 120:
             raise StopRun
 
-    outcome, _ = train_asynchronously(FACTORY, config, tmp_path, listeners=(enough,))
+    outcome = AsynchronousTrainer(FACTORY, config, tmp_path, listeners=(enough,)).run()
     assert outcome.interrupted, f"only {outcome.episode_return:.0f} after {outcome.steps} steps"
     last = tmp_path / "checkpoints" / "last.pt"
     # Nothing is left to do: what comes back is what was saved.
     done = replace(config, run=replace(config.run, total_steps=outcome.steps))
-    resumed, model = train_asynchronously(FACTORY, done, resume=last)
+    trainer = AsynchronousTrainer(FACTORY, done)
+    trainer.resume(last)
+    resumed, model = trainer.run(), trainer.learner.model
     assert resumed.steps >= outcome.steps
+    assert resumed.updates >= outcome.updates
+    assert resumed.seconds > outcome.seconds > 0
     saved = torch.load(last, weights_only=True)["learner"]["model"]
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, saved[name]), name
+
+
+@pytest.mark.slow
+def test_workers_begin_with_what_the_network_was_given() -> None:
+    config = replace(CONFIG, algorithm=A3CConfig(workers=2, learning_rate=1e-12, optimizer="rmsprop_tf"))
+    trainer = AsynchronousTrainer(FACTORY, config)
+    with torch.no_grad():
+        for parameter in trainer.learner.model.parameters():
+            parameter.fill_(0.25)
+    outcome = trainer.run()
+    assert outcome.steps >= config.run.total_steps
+    assert all(torch.allclose(p, torch.tensor(0.25)) for p in trainer.learner.model.parameters())
+
+
+@pytest.mark.slow
+def test_nobody_learns_on_for_a_listener_that_failed() -> None:
+    def fail(_steps: int, _scalars: dict[str, float]) -> None:
+        raise ArithmeticError
+
+    endless = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1))
+    with pytest.raises(ArithmeticError):
+        AsynchronousTrainer(FACTORY, endless, listeners=(fail,)).run()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_the_best_network_is_the_one_that_was_judged_best(tmp_path: Path) -> None:
+    scores = iter([1.0, 3.0, 2.0])
+    judged = []
+
+    def evaluate(model: ActorCritic) -> dict[str, float]:
+        judged.append(model.critic.weight.detach().clone())
+        return {"score": next(scores, 0.0)}
+
+    told: list[dict[str, float]] = []
+    run = RunConfig(total_steps=20_000, log_updates=10, evaluate_updates=10)
+    config = replace(CONFIG, algorithm=A3CConfig(workers=2, **OPTIONS), run=run)
+    AsynchronousTrainer(FACTORY, config, tmp_path, (lambda _, s: told.append(s),), evaluate).run()
+    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    assert best["best"] == 3.0
+    assert torch.equal(best["learner"]["model"]["critic.weight"], judged[1])
+    assert [scalars["evaluation/score"] for scalars in told[:3]] == [1.0, 3.0, 2.0]
+
+
+@pytest.mark.slow
+def test_the_command_learns_with_a3c(tmp_path: Path) -> None:
+    asynchronous = (
+        "algorithm=a3c",
+        "a3c.workers=2",
+        "begin_with=builtin://generalist",
+        "network.hidden=[128, 128]",
+    )
+    path = small_runs.learn(tmp_path, *asynchronous)
+    lineage = artifact.load(path.as_uri()).manifest.lineage
+    assert lineage["options"]["algorithm"] == "a3c"
+    assert lineage["processes"] == 2
+    assert lineage["decisions"] >= 3120
+    assert (tmp_path / "checkpoints" / "best.pt").exists()
+    with pytest.raises(OptionsError, match="holds a run already"):
+        small_runs.learn(tmp_path, *asynchronous)
+    small_runs.learn(tmp_path, *asynchronous, "run.total_steps=6240", resume=True)
+    assert artifact.load(path.as_uri()).manifest.lineage["decisions"] >= 6240
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "says"),
+    [
+        (["a3c.normalize_value=true"], "cpu", "a3c.normalize_value is True"),
+        ([], "cuda", "say --device cpu"),
+    ],
+)
+def test_what_a3c_cannot_do_is_refused_before_anything_is_learned(
+    settings: list[str], device: str, says: str, tmp_path: Path
+) -> None:
+    options = read_options(None, ["algorithm=a3c", *settings])
+    with pytest.raises(OptionsError, match=says):
+        train.train(options, tmp_path, "x", False, Console(quiet=True), device=device)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -123,8 +213,8 @@ def test_two_workers_learn_and_their_run_can_be_resumed(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_ends_the_run_long_before_its_end() -> None:
     config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1))
     only_the_first = functools.partial(worlds.killed_unless, environment_seed(CONFIG, 0))
-    with pytest.raises(RuntimeError, match="a worker ended with exit code 3"):
-        train_asynchronously(only_the_first, config)
+    with pytest.raises(LostWorkerError, match="a worker ended with exit code 3"):
+        AsynchronousTrainer(only_the_first, config).run()
 
 
 @pytest.mark.slow
@@ -132,7 +222,7 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
     script = (
         "from test_a3c import *; "
         "config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1)); "
-        "train_asynchronously(FACTORY, config, listeners=(lambda *_: print('learning', flush=True),))"
+        "AsynchronousTrainer(FACTORY, config, listeners=(lambda *_: print('learning', flush=True),)).run()"
     )
     with scripted(script) as run:
         assert run.stdout is not None
@@ -146,5 +236,5 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
 def test_a_worker_that_fails_ends_the_run_with_its_reason() -> None:
     config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**7, log_updates=1))
     only_the_first = functools.partial(worlds.cart_pole_for, environment_seed(CONFIG, 0))
-    with pytest.raises(RuntimeError, match="worker 1 failed: OSError: no more worlds"):
-        train_asynchronously(only_the_first, config)
+    with pytest.raises(LostWorkerError, match="worker 1 failed: OSError: no more worlds"):
+        AsynchronousTrainer(only_the_first, config).run()

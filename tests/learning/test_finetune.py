@@ -284,7 +284,6 @@ def test_a_history_becomes_an_artefact_with_its_lineage(tmp_path: Path) -> None:
     [
         (["--history", "x.csv"], "without --finetune"),
         (["--finetune", "--history", "x.csv"], "needs --capacity-rps"),
-        (["--finetune", "--capacity-rps", "20", "--history", "nowhere.csv"], "nowhere.csv: no such trace file"),
         (["--finetune", "--capacity-rps", "20"], "exactly one source"),
         (["--finetune", "--capacity-rps", "20", "--prometheus", "http://p:9090"], "--query"),
         (["--finetune", "--capacity-rps", "20", "--generated-history", "--resume"], "begin anew"),
@@ -299,12 +298,21 @@ def test_what_makes_no_sense_is_said_in_a_sentence(arguments: list[str], says: s
     assert says in " ".join(told.output.split())
 
 
+def test_a_history_that_cannot_be_read_is_no_mistake_in_the_command() -> None:
+    told = CliRunner().invoke(
+        cli.app, ["train", "--finetune", "--capacity-rps", "20", "--history", "nowhere.csv"]
+    )
+    assert told.exit_code == 1
+    assert "nowhere.csv: no such trace file" in " ".join(told.output.split())
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
         ("run.total_steps=4160", "the actor begins to learn after 4,160 decisions"),
         ("run.evaluate_updates=4", "leave it out"),
         ("network.memory=8", "an artefact carries none"),
+        ("algorithm=a3c", "choose ppo, a2c or acktr"),
         ("world.workloads=100", "an artefact is proven on 1,000"),
     ],
 )
@@ -385,7 +393,7 @@ def test_prometheus_is_read_by_the_operators_client(tmp_path: Path, monkeypatch:
         ["train", "--finetune", "--capacity-rps", "20", "--prometheus", "http://p:9090", "--query", "sum(x)",
          "--days", "2"],
     )  # fmt: skip
-    assert told.exit_code == 2
+    assert told.exit_code == 1
     assert asked == [("http://p:9090", "sum(x)", 2 * 86400.0, 15.0)]
 
 

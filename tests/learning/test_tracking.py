@@ -162,7 +162,7 @@ def test_figures_of_an_outage_are_told_afterwards(tmp_path: Path, monkeypatch: p
     assert client.status == "FAILED"  # nothing was published
 
 
-@pytest.mark.parametrize("stop", [InterruptedRunError, SystemExit])
+@pytest.mark.parametrize("stop", [InterruptedRunError, SystemExit, KeyboardInterrupt])
 def test_a_run_that_was_stopped_without_an_artefact_is_killed_not_failed(
     stop: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import typer  # noqa: E402
 
 import small_runs  # noqa: E402
 from understudy_trainer import tune  # noqa: E402
-from understudy_trainer.loop import DivergedError  # noqa: E402
+from understudy_trainer.loop import DivergedError, InterruptedRunError  # noqa: E402
 from understudy_trainer.options import Options, OptionsError, read_options  # noqa: E402
 
 SWEEP = {
@@ -65,8 +65,9 @@ class Runs:
             for listen in listeners:
                 listen(steps, {"entropy": 1.0})
                 listen(steps, {"evaluation/cost_ratio": ratio})
-        if len(self.begun) != self.stop_in:
-            (folder / "ended.json").write_text(json.dumps(ratio))
+        if len(self.begun) == self.stop_in:
+            raise InterruptedRunError
+        (folder / "ended.json").write_text(json.dumps(ratio))
 
     def ended(self, place: Path, _options: Options) -> float | None:
         told = place / "ended.json"
@@ -156,7 +157,7 @@ class Unequal(Runs):
             for listen in listeners:
                 listen(steps, {"evaluation/cost_ratio": ratio})
             if len(self.begun) == self.stop_in and steps == 1600:
-                return
+                raise InterruptedRunError
         (folder / "ended.json").write_text(json.dumps(ratio))
 
     folders: set[str]

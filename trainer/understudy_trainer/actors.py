@@ -103,7 +103,7 @@ def write(
         "options": everything,
         "begun_with": {"sha256": begun.sha256, "lineage": begun.manifest.lineage} if begun else None,
         "decisions": outcome.steps,
-        "processes": distributed.size(),
+        "processes": options.a3c.workers if options.algorithm == "a3c" else distributed.size(),
         "seconds": round(outcome.seconds, 1),
         "held_out": {key: round(value, 4) for key, value in figures.items()},
         "torch": torch.__version__,

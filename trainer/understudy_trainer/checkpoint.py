@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,21 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise CheckpointError(f"checkpoint {path} has format {version}, this version reads {FORMAT_VERSION}")
     return content
+
+
+@contextmanager
+def of_the_same_run(path: Path) -> Iterator[None]:
+    """While inside, what a checkpoint holds is taken over.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    try:
+        yield
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is of another network or algorithm; resume with the options that it began with"
+        ) from error
 
 
 class Checkpoints:

@@ -37,7 +37,7 @@ from understudy_trainer.export import Exported
 from understudy_trainer.loop import DivergedError, InterruptedRunError, Listener, RunConfig, Trainer
 from understudy_trainer.options import Options, OptionsError, chosen
 from understudy_trainer.progress import ProgressLine, make_progress
-from understudy_trainer.training import make_trainer, world_seed
+from understudy_trainer.training import TrainingConfig, make_trainer, world_seed
 from understudy_trainer.validation import Validation
 
 FIXED_ROWS = 1e12
@@ -71,6 +71,14 @@ class FinetuneOptions(Options):
     stays: when spikes come back is what a history tells best."""
     critic_updates: int = Field(default=8, ge=0)
     """Updates at the start in which the critic alone learns: an actor that knows follows no critic that guesses."""
+
+    def training(self) -> TrainingConfig:
+        """See `Options`."""
+        if self.algorithm == "a3c":
+            raise OptionsError(
+                "algorithm is a3c, whose workers --finetune does not start; choose ppo, a2c or acktr"
+            )
+        return super().training()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from understudy_trainer import config as command_line
 from understudy_trainer import distributed
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.learner import Learner
-from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load, save
+from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load, of_the_same_run, save
 from understudy_trainer.collector import Collector, Rollout
 
 EPISODES = 100
@@ -38,6 +38,9 @@ RESTORES = 5
 
 Listener = Callable[[int, dict[str, float]], None]
 """Gets the environment steps done and the scalars of an update."""
+
+Evaluate = Callable[[ActorCritic], dict[str, float]]
+"""Judges a network; more `score` is better."""
 
 
 class DivergedError(RuntimeError):
@@ -99,7 +102,7 @@ class Trainer:
         config: RunConfig,
         folder: Path | None = None,
         listeners: tuple[Listener, ...] = (),
-        evaluate: Callable[[ActorCritic], dict[str, float]] | None = None,
+        evaluate: Evaluate | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -217,13 +220,8 @@ class Trainer:
         Raises:
             CheckpointError: it cannot be read, or is of a run that another network or algorithm was trained in.
         """
-        content = load(path, self.learner.parameters.flat.device)
-        try:
-            self.load_state_dict(content)
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"checkpoint {path} is of another network or algorithm; resume with the options that it began with"
-            ) from error
+        with of_the_same_run(path):
+            self.load_state_dict(load(path, self.learner.parameters.flat.device))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on; in the first of several processes that of all."""
@@ -285,7 +283,7 @@ class Trainer:
                 f"({where}); lower learning_rate {self.learner.base_config.learning_rate} or mend the environment"
             )
         assert self._good is not None
-        self.learner.load_state_dict(self._good["learner"])
+        self.learner.undo(self._good["learner"])
         self.collector.scaler.load_state_dict(self._good["scaler"])
         self.collector.restart()
 

@@ -1,6 +1,6 @@
 """All options of a training run: dataclasses, read from a YAML file and `--set`, whichever names them.
 
-What is not named keeps the default that stands here, which is what the shipped policy was trained with.
+What is not named keeps the default that stands here; what a policy was trained with stands in its lineage.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import dataclasses as checked
 from understudy_trainer import config as command_line
 from understudy_trainer.actor_critic import NetworkConfig
 from understudy_trainer.algorithms.a2c import A2CConfig
+from understudy_trainer.algorithms.a3c import A3CConfig
 from understudy_trainer.algorithms.acktr import ACKTRConfig
 from understudy_trainer.algorithms.ppo import PPOConfig
 from understudy_trainer.autoscaling import AutoscalingConfig
@@ -23,7 +24,7 @@ from understudy_trainer.collector import RewardConfig
 from understudy_trainer.loop import RunConfig
 from understudy_trainer.training import TrainingConfig
 
-Algorithm = Literal["ppo", "a2c", "acktr"]
+Algorithm = Literal["ppo", "a2c", "a3c", "acktr"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 
 
@@ -61,6 +62,18 @@ class Options:
         )
     )
     """Options of A2C, where it is chosen."""
+    a3c: A3CConfig = field(
+        default_factory=lambda: A3CConfig(
+            learning_rate=3e-3,
+            final_learning_rate_share=0.1,
+            gamma=0.97,
+            gae_lambda=0.92,
+            normalize_advantage=True,
+            entropy_coefficient=0.01,
+            final_entropy_coefficient=0.001,
+        )
+    )
+    """Options of A3C, where it is chosen; every worker has a world of its own."""
     acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     """Options of ACKTR, where it is chosen."""
     network: NetworkConfig = field(
@@ -101,6 +114,8 @@ class Options:
                 "network.shared_trunk is True, but the actor must not see what the critic is told; "
                 "leave it out, or set world.hints to false"
             )
+        if self.algorithm == "a3c" and self.a3c.normalize_value:
+            raise OptionsError("a3c.normalize_value is True, which A3C's workers cannot share; leave it out")
         return TrainingConfig(
             algorithm=getattr(self, self.algorithm),
             network=self.network,

@@ -130,7 +130,7 @@ def tracked(
     tracker = MLflowTracker(uri, name, folder, options, resume, say)
     try:
         yield tracker
-    except (InterruptedRunError, SystemExit):
+    except (InterruptedRunError, SystemExit, KeyboardInterrupt):
         tracker.status = "KILLED"
         raise
     finally:

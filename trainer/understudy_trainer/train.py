@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import typer
@@ -37,11 +37,12 @@ from understudy_trainer import distributed, launch, tracking
 from understudy_trainer.actors import begin, write
 from understudy_trainer.autoscaling import AutoscalingEnvironment
 from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load
-from understudy_trainer.loop import DivergedError, InterruptedRunError, Listener
+from understudy_trainer.loop import DivergedError, InterruptedRunError, Listener, Trainer
 from understudy_trainer.options import Options, OptionsError, chosen, read_options
 from understudy_trainer.progress import ProgressLine, make_progress
 from understudy_trainer.training import make_trainer, world_seed
 from understudy_trainer.validation import Validation
+from understudy_trainer.workers import AsynchronousTrainer, LostWorkerError
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -52,6 +53,7 @@ MENDABLE = (
     CheckpointError,
     DivergedError,
     launch.LostProcessError,
+    LostWorkerError,
     artifact.ArtifactError,
     CommandError,
     PastError,
@@ -92,8 +94,12 @@ def train(
         The artefact.
 
     Raises:
-        OptionsError: the folder holds a run, and nobody asked to go on with it, or with other options.
+        OptionsError: the folder holds a run, and nobody asked to go on with it, or with other options; or the algorithm
+            does not learn there.
+        InterruptedRunError: SIGTERM or a listener ended the run early; checkpoint and artefact are written.
     """
+    if options.algorithm == "a3c":
+        _refuse_elsewhere(device)
     is_first, asked = distributed.rank() == 0, chosen(options)
     if is_first and resume:
         tracking.refuse_other(folder, asked)
@@ -122,13 +128,17 @@ def train(
                     f"{steps:,} decisions:", *(f"{key} {told}" for key, told in judged.items())
                 )
 
-        trainer = make_trainer(
-            world,
-            training,
-            folder if is_first else None,
-            listeners=(line, show, tracker, *listeners) if is_first else (),
-            evaluate=validation,
-        )
+        parts: dict[str, Any] = {
+            "folder": folder if is_first else None,
+            "listeners": (line, show, tracker, *listeners) if is_first else (),
+            "evaluate": validation,
+        }
+        trainer: Trainer | AsynchronousTrainer
+        if options.algorithm == "a3c":
+            factory = functools.partial(AutoscalingEnvironment, options.world)
+            trainer = AsynchronousTrainer(factory, training, **parts)
+        else:
+            trainer = make_trainer(world, training, **parts)
         checkpoints = Checkpoints.of_run(folder)
         if resume:
             trainer.resume(checkpoints.last)
@@ -138,16 +148,28 @@ def train(
             tracking.record(folder, name, asked)
         outcome = trainer.run()
         path = folder / f"{name}.onnx"
-        if not is_first:
-            return path
-        if outcome.interrupted:
-            console.print(f"interrupted after {outcome.steps} decisions; go on with --resume")
-        if checkpoints.best.exists():
-            trainer.learner.load_state_dict(load(checkpoints.best, world.device)["learner"])
-        exported = write(trainer.learner.model, validation, options, outcome, path, name)
-        tracker.publish(path, outcome.interrupted)
-        console.print(f"{path}: {exported.summary()}")
+        if is_first:
+            if checkpoints.best.exists():
+                trainer.learner.load_state_dict(load(checkpoints.best, world.device)["learner"])
+            exported = write(trainer.learner.model, validation, options, outcome, path, name)
+            tracker.publish(path, outcome.interrupted)
+            console.print(f"{path}: {exported.summary()}")
+    if outcome.interrupted:
+        raise InterruptedRunError(
+            f"stopped after {outcome.steps:,} of {options.run.total_steps:,} decisions; go on with --resume"
+        )
     return path
+
+
+def _refuse_elsewhere(device: str) -> None:
+    if device != "cpu":
+        raise OptionsError(
+            f"device is {device}, but A3C's workers share the processor's memory; say --device cpu"
+        )
+    if distributed.size() > 1:
+        raise OptionsError(
+            f"--processes is {distributed.size()}, but A3C starts workers of its own; leave it out, and set a3c.workers"
+        )
 
 
 def refuse_to_overwrite(folder: Path) -> None:
@@ -247,8 +269,13 @@ def main(
         learn = functools.partial(tuning.run, further, own_past(workload), folder, name, mlflow=mlflow)
         launch.together(processes, device, learn, console, IN_ALL)
     except MENDABLE as error:
-        Console(stderr=True).print(str(error))
-        raise typer.Exit(2) from error
+        refused(error)
+
+
+def refused(error: Exception) -> NoReturn:
+    """Tell in a line what a person can mend, and end: with 2 where the command made no sense, else with 1."""
+    Console(stderr=True).print(str(error))
+    raise typer.Exit(2 if isinstance(error, OptionsError | CommandError) else 1) from error
 
 
 def _device(asked: Device) -> str:

@@ -83,9 +83,7 @@ def make_learner(model: ActorCritic, config: TrainingConfig, generator: torch.Ge
     """The algorithm that the options belong to."""
     options = config.algorithm
     if isinstance(options, A3CConfig):
-        raise TypeError(
-            "algorithm is A3CConfig: its learners are processes, see workers.train_asynchronously"
-        )
+        raise TypeError("algorithm is A3CConfig: its learners are processes, see workers.AsynchronousTrainer")
     if isinstance(options, PPOConfig):
         return PPO(model, generator, options, config.constraint, config.compiled)
     if isinstance(options, ACKTRConfig):

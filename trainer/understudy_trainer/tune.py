@@ -29,10 +29,10 @@ from understudy_policy import artifact
 from understudy_trainer import config as command_line
 from understudy_trainer.checkpoint import Checkpoints
 from understudy_trainer.compare import estimate
-from understudy_trainer.loop import DivergedError
+from understudy_trainer.loop import DivergedError, InterruptedRunError
 from understudy_trainer.options import Options, OptionsError, read_options
 from understudy_trainer.tracking import flat
-from understudy_trainer.train import MENDABLE, train
+from understudy_trainer.train import MENDABLE, refused, train
 
 NAME = "policy"
 """Of every run's artefact."""
@@ -46,8 +46,12 @@ SHOWN = 10
 """Choices in the table at the end."""
 
 
-class StoppedSweepError(RuntimeError):
+class StoppedSweepError(InterruptedRunError):
     """The sweep was asked to stop; the same command goes on with it."""
+
+
+class HopelessChoiceError(InterruptedRunError):
+    """The study has seen enough of a choice."""
 
 
 @checked.dataclass(frozen=True, config=STRICT)
@@ -175,7 +179,7 @@ def search(sweep: Sweep, folder: Path, console: Console, mlflow: str | None = No
         console.print(f"choice {tried + 1} of {sweep.trials}")
         try:
             ratios = _learn(sweep, trial, folder / _place(trial), console, mlflow)
-        except optuna.TrialPruned:
+        except HopelessChoiceError:
             study.tell(trial, state=TrialState.PRUNED)
             console.print("ended early: worse than the others")
         except (DivergedError, OptionsError) as error:
@@ -205,10 +209,14 @@ def _learn(
             # Each run compiles for its own shapes; torch would refuse to keep them all.
             torch.compiler.reset()
             is_begun = Checkpoints.of_run(place).last.exists()
-            train(options, place, NAME, is_begun, console, mlflow, (watch,))
+            try:
+                train(options, place, NAME, is_begun, console, mlflow, (watch,))
+            except HopelessChoiceError:
+                raise
+            except InterruptedRunError as error:
+                raise StoppedSweepError("stopped; the same command goes on") from error
             ratio = _ended(place, options)
-        if ratio is None:
-            raise StoppedSweepError("stopped; the same command goes on")
+            assert ratio is not None, "a run that comes back has learnt all it was to learn"
         ratios.append(ratio)
     return ratios
 
@@ -242,7 +250,7 @@ class _Watch:
         self.trial.report(estimate([*self.ratios, self.best]).mean, step)
         self.trial.set_user_attr("best", [self.seed, self.best])
         if self.trial.should_prune():
-            raise optuna.TrialPruned
+            raise HopelessChoiceError
 
 
 class _WorseThanMost(optuna.pruners.BasePruner):
@@ -349,9 +357,8 @@ def main(
         sweep = read_sweep(file)
         sweep = replace(sweep, trials=trials or sweep.trials)
         study = search(sweep, folder, console, mlflow)
-    except (*MENDABLE, StoppedSweepError) as error:
-        Console(stderr=True).print(str(error))
-        raise typer.Exit(1 if isinstance(error, StoppedSweepError) else 2) from error
+    except MENDABLE as error:
+        refused(error)
     if not (best := ranked(study)):
         Console(stderr=True).print("no choice was carried through; ask for more trials, or narrow the search")
         raise typer.Exit(1)

@@ -39,33 +39,26 @@ class Shared:
     Attributes:
         parameters: `[P]`.
         optimizer: the optimiser's moments.
-        normalizer: moments of the observations.
+        buffers: what a network has beside its weights, by name: the moments of the observations.
         steps: `[1]` int64, environment steps done by all.
-        lock: held while `normalizer` or `steps` is changed; weights and their moments are changed without.
+        lock: held while `buffers` or `steps` are changed; weights and their moments are changed without.
     """
 
     parameters: Tensor
     optimizer: dict[str, Tensor]
-    normalizer: dict[str, Tensor]
+    buffers: dict[str, Tensor]
     lock: AbstractContextManager[Any]
     steps: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
 
     @classmethod
     def of(cls, model: ActorCritic, config: A3CConfig, lock: AbstractContextManager[Any]) -> Shared:
-        """Begin with a network's weights; the network itself is left as it is.
-
-        Raises:
-            ValueError: the critic has hints, whose moments are not shared.
-        """
-        if model.hint_normalizer is not None:
-            raise ValueError("A3C shares no moments of the critic's hints; set world.hints False")
+        """Begin with a network's weights; the network itself is left as it is."""
         parameters = FlatParameters(model).flat.clone().share_memory_()
         moments = make_optimizer(config.optimizer, parameters).state_dict()
-        buffers = model.normalizer.state_dict()
         return cls(
             parameters,
             {name: tensor.share_memory_() for name, tensor in moments.items()},
-            {name: tensor.clone().share_memory_() for name, tensor in buffers.items()},
+            {name: tensor.clone().share_memory_() for name, tensor in model.named_buffers()},
             lock,
         )
 
@@ -101,7 +94,12 @@ class A3C(A2C):
         """Take the shared weights and moments of the observations over."""
         self.parameters.flat.copy_(self.shared.parameters)
         with self.shared.lock:
-            self.model.normalizer.load_state_dict(self.shared.normalizer)
+            self._pull_buffers()
+
+    def push(self) -> None:
+        """Begin with this network's: before there are workers, so without the lock."""
+        self.shared.parameters.copy_(self.parameters.flat)
+        self._push_buffers()
 
     def apply(self, gradient: Tensor, learning_rate: float) -> None:
         """Move the shared weights, then take them over. A gradient with NaN in it stays this worker's own trouble."""
@@ -113,11 +111,18 @@ class A3C(A2C):
     def observe(self, rollout: Rollout) -> None:
         """See `Learner`; all workers' observations go into the same moments."""
         with self.shared.lock:
-            self.model.normalizer.load_state_dict(self.shared.normalizer)
+            self._pull_buffers()
             super().observe(rollout)
-            for name, tensor in self.model.normalizer.state_dict().items():
-                self.shared.normalizer[name].copy_(tensor)
+            self._push_buffers()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undoing NaN: the weights that are shared are sane, whatever this worker's own became."""
+    def undo(self, state: dict[str, Any]) -> None:
+        """See `Learner`; the weights that are shared are sane, whatever this worker's own became."""
         self.pull()
+
+    def _pull_buffers(self) -> None:
+        for name, tensor in self.model.named_buffers():
+            tensor.copy_(self.shared.buffers[name])
+
+    def _push_buffers(self) -> None:
+        for name, tensor in self.model.named_buffers():
+            self.shared.buffers[name].copy_(tensor)

@@ -226,3 +226,7 @@ class Learner(ABC):
         self.updates = state["updates"]
         if self.multiplier:
             self.multiplier.load_state_dict(state["multiplier"])
+
+    def undo(self, state: dict[str, Any]) -> None:
+        """After NaN: go back to the state that was good last."""
+        self.load_state_dict(state)
