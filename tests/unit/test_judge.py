@@ -4,10 +4,13 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import understudy_policy
+import understudy_simulator
 from small_contest import SMALL, cells, constant_actor, wave
 from understudy_policy import actions
 from understudy_simulator.audition import best_aim
@@ -317,6 +320,7 @@ def test_headlines_are_those_worked_out_by_hand():
     }  # fmt: skip
     assert found["violation_over_rule_past_worst"] == 1.0
     assert found["actions_over_rule_past"] == 1.0
+    assert found["actions_over_rule_past_twice_share"] == 0.0
 
 
 def test_the_audition_keeps_the_rule_where_the_policy_was_worse_on_the_past():
@@ -387,6 +391,62 @@ def test_more_scatter_means_a_wider_interval():
 
     assert 0 < width(calm) < width(wild)
     assert calm.ratio("zero-shot", "rule-past") == calm.ratio("zero-shot", "rule-past")
+
+
+def test_cells_of_one_part_of_a_recording_do_not_pass_for_independent_ones():
+    own = (1.1, 1.2, 1.15, 1.4, 1.5, 1.45)
+    alone = invented_contest(*((1.5, each) for each in own))
+    by_part = [replace(cell, segment=f"wave/{k // 3}") for k, cell in enumerate(alone.cells)]
+    shared = Contest.of(by_part, alone.results)
+    each, together = (c.ratio("zero-shot", "rule-past") for c in (alone, shared))
+    assert together["geomean"] == each["geomean"]
+    assert together["high"] - together["low"] > 1.3 * (each["high"] - each["low"])
+    # Both parts drawn from the same side now and then: the interval reaches into them.
+    assert together["low"] < 1.2 / 1.5
+    assert together["high"] > 1.4 / 1.5
+
+
+def test_flapping_in_one_cell_is_not_hidden_by_another_where_the_rule_is_busy():
+    calm, busy = invented(1.5, 1.2), invented(1.5, 1.2)
+    mine = calm.entrants.index("mine")
+    for result, rule, policy in ((calm, 2.0, 40.0), (busy, 120.0, 60.0)):
+        result.future[ACTIONS] = rule
+        result.future[ACTIONS, mine] = policy
+    told = document(Contest.of(cells(replace(SMALL, pods=(2, 3))), [calm, busy]), {})["headlines"][
+        "zero-shot"
+    ]
+    assert told["actions_over_rule_past"] == pytest.approx(np.sqrt(20 * 0.5))
+    assert told["actions_over_rule_past_worst"] == pytest.approx(20.0)
+    assert told["actions_over_rule_past_twice_share"] == 0.5
+
+
+def test_a_cell_is_judged_alike_whoever_shares_its_batch():
+    # Many pods, since one in thousands is as slow as others usually are.
+    both = cells(replace(SMALL, startup_s=(30.0, 180.0), pods=(100.0,), seeds=10))
+    alone, (together, _) = hold(both[:1], [aims()])[0], hold(both, [aims()])
+    assert both[0].startup_s == 30.0
+    assert np.array_equal(alone.past, together.past)
+    assert np.array_equal(alone.future, together.future)
+
+
+def test_a_module_that_only_tells_spoils_no_result(monkeypatch, tmp_path):
+    def digest_with(name, text):
+        root = tmp_path / "simulator"
+        for package, module in (("simulator", understudy_simulator), ("policy", understudy_policy)):
+            shutil.copytree(module.__path__[0], tmp_path / package)
+            monkeypatch.setattr(module, "__path__", [str(tmp_path / package)])
+        (root / name).write_text(text)
+        bench.program.cache_clear()
+        found = bench.program()
+        shutil.rmtree(tmp_path / "policy")
+        shutil.rmtree(root)
+        monkeypatch.undo()
+        bench.program.cache_clear()
+        return found
+
+    assert all((Path(understudy_simulator.__path__[0]) / name).is_file() for name in bench.TELLING)
+    assert digest_with("judge/summary.py", "mended") == bench.program()
+    assert digest_with("cluster.py", "mended") != bench.program()
 
 
 def test_the_document_has_the_shape_that_programs_expect(figures, contest):

@@ -6,6 +6,7 @@ the plotting library is not installed.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -197,6 +198,10 @@ def _names(policies: Sequence[Path] | None) -> list[str]:
     return [path.name for path in policies or ()]
 
 
+def _digests(policies: Sequence[Path] | None) -> list[str]:
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in policies or ()]
+
+
 def _conditions(protocol: Protocol, policies: Sequence[Path] | None, quick: bool) -> dict[str, Any]:
     return {"quick": quick, "policies": _names(policies), **vars(protocol)}
 
@@ -216,7 +221,7 @@ def _judge(
     import json
     import time
 
-    from understudy_simulator.judge import report, show
+    from understudy_simulator.judge import bench, report, show
     from understudy_simulator.judge.summary import Contest, document
 
     for file in (json_file, html, markdown):
@@ -233,6 +238,7 @@ def _judge(
             conditions = conditions | {"not_fine_tuned": left}
         results = _run(cells, policies or (), out_or_scratch, workers, tuned)
     contest = Contest.of(cells, results)
+    conditions |= {"policies_sha256": _digests(policies), "program_sha256": bench.program()}
     conditions = conditions | {"duration_s": round(time.monotonic() - started, 1)}
     figures = document(contest, conditions)
     show.table(figures)

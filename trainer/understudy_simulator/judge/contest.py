@@ -245,7 +245,8 @@ def _play(world: World, players: Sequence[Player], layout: _Layout, ticks: range
 
 def _where(cells: Sequence[Cell]) -> Where:
     """Of every cell."""
-    past = [c.curve.timestamp_s < c.past_ticks * TICK_S for c in cells]
+    # Whole samples: one across the cut knows of the future.
+    past = [c.curve.timestamp_s + c.curve.step_s <= c.past_ticks * TICK_S for c in cells]
     static = [
         max(1, int(np.ceil(np.quantile(c.curve.requests_per_second[p], 0.95) / c.service.capacity_rps)))
         for c, p in zip(cells, past, strict=True)

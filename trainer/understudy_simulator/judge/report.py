@@ -59,8 +59,7 @@ def render(contest: Contest, document: dict[str, Any]) -> str:
         headings_of_headlines=show.HEADLINES,
         headlines=show.headlines(document),
         names=contest.contestants,
-        cells=len(contest.cells),
-        seeds=contest.cells[0].seeds,
+        sample=show.sample(document),
         ratios=plots.ratios(contest, document),
         pareto=plots.pareto(contest),
         timelines=_timelines(contest, subject, other),
@@ -143,10 +142,9 @@ def _details(contest: Contest) -> list[tuple[str, list[str]]]:
 
 def markdown(document: dict[str, Any]) -> str:
     """The tables of a contest for a page of documentation."""
-    conditions, headlines, families = (document[key] for key in ("conditions", "headlines", "families"))
-    count = len({(c["segment"], c["profile"], c["pods"], c["startup_s"]) for c in document["cells"]})
+    headlines, families = document["headlines"], document["families"]
     lines = [
-        f"{count} cells with {conditions['seeds']} seeds each, protocol `{document['protocol']}`.",
+        f"{show.sample(document)}, protocol `{document['protocol']}`.",
         "",
         "Adjusted cost over `rule-past` (geometric mean over the cells of a family, 95 % interval):",
         "",

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from understudy_simulator.protocol import Protocol
+
 HEADLINES = (
     "over hpa-past",
     "over rule-hindsight",
@@ -58,13 +60,14 @@ def headlines(document: dict[str, Any]) -> dict[str, list[str]]:
 
     Ratios of adjusted cost are geometric means over all cells, with their interval. The gap is the way from `rule-past`
     to the clairvoyant bound. Cost at equal SLO is over the cheapest rule of the sweep that missed no more, found in
-    hindsight. Misses and actions are over those of `rule-past`.
+    hindsight, where there is one. Misses and actions are over those of `rule-past`: of misses the worst cell is told,
+    of actions the geometric mean and the worst cell.
     """
     found = {}
     for name, told in document["headlines"].items():
         if "cost_at_equal_slo" not in told:  # the bound has no costs of its own
             continue
-        gap, actions = told["gap_closed"], told["actions_over_rule_past"]
+        gap, actions = told["gap_closed"], "actions_over_rule_past"
         found[name] = [
             ratio(told["adjusted_over_hpa_past"]),
             ratio(told["adjusted_over_rule_hindsight"]),
@@ -72,16 +75,28 @@ def headlines(document: dict[str, Any]) -> dict[str, list[str]]:
             f"{told['better_than_rule_hindsight_share']:.0%}",
             ratio(told["cost_at_equal_slo"]),
             f"{told['violation_over_rule_past_worst']:.1f} ×",
-            "" if actions is None else f"{actions:.2f} ×",
+            f"{told[actions]:.2f} × (to {told[f'{actions}_worst']:.3g} ×)",
         ]
     return found
+
+
+def sample(document: dict[str, Any]) -> str:
+    """How much was judged, and how much of the protocol that is."""
+    conditions = document["conditions"]
+    count = len({(c["segment"], c["profile"], c["pods"], c["startup_s"]) for c in document["cells"]})
+    told = f"{count} cells with {conditions['seeds']} seeds each"
+    if conditions.get("quick"):
+        return f"{told} (quick: a part of the protocol)"
+    few = "quick" in conditions and conditions["seeds"] < Protocol().seeds
+    return f"{told} (the protocol has {Protocol().seeds})" if few else told
 
 
 def ratio(told: dict[str, Any]) -> str:
     """A mean and its interval."""
     if told["geomean"] is None:
         return "none missed so few"
-    return f"{told['geomean']:.3f} ({told['low']:.3f}–{told['high']:.3f})"
+    few = f", in {told['cells']} of {told['of']}" if told.get("cells", 0) != told.get("of", 0) else ""
+    return f"{told['geomean']:.3f} ({told['low']:.3f}–{told['high']:.3f}){few}"
 
 
 def verdict(document: dict[str, Any], name: str) -> str:

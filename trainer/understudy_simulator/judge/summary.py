@@ -1,7 +1,8 @@
 """From raw figures to what may be claimed: who was chosen on the past, by how much it won, and how sure that is.
 
 Every choice is made by the mean over seeds on the past (or, where the name says so, in hindsight on the future).
-Ratios are taken per cell and averaged geometrically; intervals resample cells, and seeds within them.
+Ratios are taken per cell and averaged geometrically. Intervals resample parts of recordings, whose cells share a load,
+the cells of each, and their seeds.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ RESAMPLES = 2000
 INTERVAL = (0.025, 0.975)
 LEAST_SHARE = 1e-3
 """Violations are compared from a tenth of the budget on: below, their ratio is about single requests."""
+LEAST_ACTIONS = 0.1
+"""Actions per hour are compared from one in ten hours on."""
 
 _COST, _VIOLATION, _ADJUSTED, _ACTIONS = (
     FIGURES.index(name) for name in ("cost", "violation", "adjusted", "actions_per_hour")
@@ -152,10 +155,25 @@ class Contest:
         return np.stack([table[name].figures[figure] for table in self.tables])
 
     def drawn(self, name: str, cells: Sequence[int] | None = None) -> Floats:
-        """Adjusted cost with cells and seeds drawn anew, `[RESAMPLES, cells]`: the same draws for everybody."""
-        index = np.arange(len(self.cells)) if cells is None else np.array(cells)
-        cell = index[np.random.default_rng(0).integers(0, len(index), (RESAMPLES, len(index)))]
-        return np.take_along_axis(self._seeds_drawn[name], cell, axis=1)
+        """Adjusted cost with seeds drawn anew, `[RESAMPLES, cells]`: the same draws for everybody."""
+        return self._seeds_drawn[name][:, self._index(cells)]
+
+    def weights(self, cells: Sequence[int] | None = None) -> Floats:
+        """How often each cell is drawn, `[RESAMPLES, cells]`.
+
+        Parts of recordings are drawn first, since the cells of one share its load, then cells of each.
+        """
+        rng = np.random.default_rng(0)
+        parts, part_of = np.unique([self.cells[k].segment for k in self._index(cells)], return_inverse=True)
+        times = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), RESAMPLES)
+        weights = np.zeros((RESAMPLES, len(part_of)))
+        for part in range(len(parts)):
+            own = np.flatnonzero(part_of == part)
+            weights[:, own] = rng.multinomial(times[:, part] * len(own), np.full(len(own), 1 / len(own)))
+        return weights
+
+    def _index(self, cells: Sequence[int] | None) -> NDArray[np.int64]:
+        return np.arange(len(self.cells)) if cells is None else np.array(cells, np.int64)
 
     @cached_property
     def _seeds_drawn(self) -> dict[str, Floats]:
@@ -167,16 +185,21 @@ class Contest:
 
     def ratio(self, name: str, over: str, cells: Sequence[int] | None = None) -> dict[str, float]:
         """Adjusted cost of one contestant over another's: geometric mean, interval, worst cell."""
-        index = slice(None) if cells is None else list(cells)
+        index = self._index(cells)
         own, other = (self.figure(n)[index].mean(axis=1) for n in (name, over))
-        logs = np.log(own / other)
-        drawn = np.log(self.drawn(name, cells) / self.drawn(over, cells)).mean(axis=1)
-        return _over_cells(logs, drawn)
+        drawn = np.log(self.drawn(name, cells) / self.drawn(over, cells))
+        return _over_cells(np.log(own / other), drawn, self.weights(cells))
 
 
-def _over_cells(logs: Floats, drawn: Floats) -> dict[str, float]:
-    """Geometric mean, interval and worst of a ratio: its logarithms `[cells]`, their means drawn anew `[RESAMPLES]`."""
-    low, high = np.exp(np.quantile(drawn, INTERVAL))
+def _over_cells(logs: Floats, drawn: Floats, weights: Floats) -> dict[str, float]:
+    """Geometric mean, interval and worst of a ratio.
+
+    Args:
+        logs: `[cells]`, its logarithms.
+        drawn: `[RESAMPLES, cells]` or `[cells]`, the same with seeds drawn anew.
+        weights: `[RESAMPLES, cells]`, how often a cell is drawn.
+    """
+    low, high = np.exp(np.quantile((weights * drawn).sum(axis=1) / weights.sum(axis=1), INTERVAL))
     return {
         "geomean": float(np.exp(logs.mean())),
         "low": float(low),
@@ -193,7 +216,9 @@ def headline(contest: Contest, name: str) -> dict[str, Any]:
         f"adjusted_over_{other.replace('-', '_')}": contest.ratio(name, other)
         for other in (RULE_PAST, HPA_PAST, RULE_HINDSIGHT, CLAIRVOYANT)
     }
-    low, high = np.quantile(_gap(*(contest.drawn(n) for n in (name, RULE_PAST, CLAIRVOYANT))), INTERVAL)
+    drawn = {n: contest.drawn(n) for n in (name, RULE_PAST, CLAIRVOYANT)}
+    gaps = _gap(drawn[name], drawn[RULE_PAST], drawn[CLAIRVOYANT], contest.weights())
+    low, high = np.quantile(gaps, INTERVAL)
     share = _gap(own.mean(axis=1), rule.mean(axis=1), bound.mean(axis=1))
     answer["gap_closed"] = {"share": float(share), "low": float(low), "high": float(high)}
     answer["better_than_rule_hindsight_share"] = float(np.mean(own.mean(axis=1) < hindsight.mean(axis=1)))
@@ -202,20 +227,24 @@ def headline(contest: Contest, name: str) -> dict[str, Any]:
     missed, rule_missed = (
         np.maximum(contest.figure(n, _VIOLATION).mean(axis=1), LEAST_SHARE) for n in (name, RULE_PAST)
     )
-    acts, rule_acts = (contest.figure(n, _ACTIONS) for n in (name, RULE_PAST))
     answer["cost_at_equal_slo"] = _cost_at_equal_slo(contest, name)
     answer["violation_over_rule_past_worst"] = float(np.max(missed / rule_missed))
-    answer["actions_over_rule_past"] = _over(float(acts.mean()), float(rule_acts.mean()))
-    return answer
+    actions = _actions_over(contest, name, RULE_PAST)
+    answer["actions_over_rule_past"] = actions.pop("geomean")
+    return answer | {f"actions_over_rule_past_{key}": value for key, value in actions.items()}
 
 
-def _over(a: float, b: float) -> float | None:
-    return a / b if b > 0 else None
+def _actions_over(contest: Contest, name: str, over: str) -> dict[str, float]:
+    """Actions per hour of one contestant over another's, and the share of cells in which they are more than twice."""
+    own, other = (np.maximum(contest.figure(n, _ACTIONS).mean(axis=1), LEAST_ACTIONS) for n in (name, over))
+    logs = np.log(own / other)
+    twice = {"twice_share": float(np.mean(own > 2 * other))}
+    return _over_cells(logs, logs, contest.weights()) | twice
 
 
-def _gap(own: Floats, rule: Floats, bound: Floats) -> Floats:
+def _gap(own: Floats, rule: Floats, bound: Floats, weights: Floats | float = 1.0) -> Floats:
     """Share of the way from `rule-past` to the bound, in logarithms over all cells (the last axis)."""
-    way, gone = np.log(rule / bound).sum(axis=-1), np.log(rule / own).sum(axis=-1)
+    way, gone = ((weights * np.log(rule / other)).sum(axis=-1) for other in (bound, own))
     return np.divide(gone, way, out=np.zeros_like(gone), where=way > 0)
 
 
@@ -224,20 +253,19 @@ def _cost_at_equal_slo(contest: Contest, name: str) -> dict[str, Any]:
 
     The interval is of cells drawn anew, not of seeds: another seed has another cheapest configuration.
     """
-    ratios = []
-    for result, table in zip(contest.results, contest.tables, strict=True):
+    ratios = {}
+    for k, (result, table) in enumerate(zip(contest.results, contest.tables, strict=True)):
         swept = np.flatnonzero(np.isin(result.entrants, SWEPT))
         cost, missed = (result.future[f][swept].mean(axis=1) for f in (_COST, _VIOLATION))
         own = table[name].figures.mean(axis=1)
         as_good = cost[missed <= own[_VIOLATION] + 1e-12]
         if len(as_good):
-            ratios.append(own[_COST] / as_good.min())
+            ratios[k] = own[_COST] / as_good.min()
     counts = {"cells": len(ratios), "of": len(contest.cells)}
     if not ratios:
         return dict.fromkeys(("geomean", "low", "high", "worst")) | counts
-    logs = np.log(ratios)
-    drawn = np.random.default_rng(0).integers(0, len(logs), (RESAMPLES, len(logs)))
-    return _over_cells(logs, logs[drawn].mean(axis=1)) | counts
+    logs = np.log(list(ratios.values()))
+    return _over_cells(logs, logs, contest.weights(list(ratios))) | counts
 
 
 def document(contest: Contest, conditions: dict[str, Any]) -> dict[str, Any]:

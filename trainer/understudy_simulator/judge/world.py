@@ -18,13 +18,15 @@ from understudy_policy.signals import Signal
 from understudy_simulator import cluster
 from understudy_simulator.cluster import ClusterConfig, Draws, Outcome
 from understudy_simulator.metrics import LATENCY_EDGES_RATIO
-from understudy_simulator.protocol import STARTUP_SIGMA, SUB_STEPS, TICK_S, Cell, Chance
+from understudy_simulator.pods import horizon_s
+from understudy_simulator.protocol import STARTUP_SIGMA, SUB_STEPS, TICK_S, Cell, Chance, Protocol
 from understudy_simulator.score import score
 from understudy_simulator.service import histogram_quantile
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
 
+SLOWEST_S = max(Protocol().startup_s)
 QUANTILES = (0.5, 0.95, 0.99)
 FIGURES = (
     "cost",
@@ -91,12 +93,15 @@ class World:
         """
         seeds = cells[0].seeds
         of_run = np.arange(len(cells)).repeat(seeds)
+        startup_s = np.array([cell.startup_s for cell in cells])
         config = cluster.configure(
             [cell.service for cell in cells],
-            startup_median_s=[cell.startup_s for cell in cells],
+            startup_median_s=startup_s,
             startup_sigma=STARTUP_SIGMA,
             tick_s=TICK_S,
             sub_steps=SUB_STEPS,
+            # Of the slowest, whoever else is there: nobody's pods shall start otherwise beside other cells.
+            startup_horizon_s=horizon_s(np.maximum(startup_s, SLOWEST_S), np.array(STARTUP_SIGMA)),
         )
         config = as_torch_or_numpy(config, lambda array: array.astype(np.float32))
         self.cells, self.run, self.cell = cells, run, of_run[run]
