@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import small_runs
 from understudy_policy import actions, artifact, features
 from understudy_simulator import audition
 from understudy_simulator.audition import AIM_ROWS, AIMS
@@ -19,6 +22,7 @@ from understudy_trainer.actor_critic import ActorCritic, NetworkConfig
 from understudy_trainer.autoscaling import REFERENCE_ROWS, AutoscalingConfig, AutoscalingEnvironment
 from understudy_trainer.environment import Step
 from understudy_trainer.hints import _ahead
+from understudy_trainer.loop import InterruptedRunError
 from understudy_trainer.networks import Actor
 from understudy_trainer.options import OptionsError, read_options
 from understudy_trainer.training import make_model
@@ -305,3 +309,17 @@ def test_a_run_ends_in_an_artefact_that_the_operator_takes(tmp_path: Path) -> No
     golden = np.array(actor.manifest.golden_features, np.float32)
     probabilities = actor.probabilities(golden, np.array(actor.manifest.golden_mask, bool))
     assert np.allclose(probabilities.sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_a_run_that_is_stopped_says_so_and_leaves_what_it_has(tmp_path: Path) -> None:
+    def stop(steps: int, _scalars: dict[str, float]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(
+        InterruptedRunError, match=r"stopped after [0-9,]+ of 3,120 decisions; go on with --resume"
+    ):
+        small_runs.learn(tmp_path, listeners=(stop,))
+    begun = artifact.load((tmp_path / "small.onnx").as_uri()).manifest.lineage["decisions"]
+    assert begun < 3120
+    path = small_runs.learn(tmp_path, resume=True)
+    assert artifact.load(path.as_uri()).manifest.lineage["decisions"] >= 3120

@@ -27,6 +27,22 @@ from understudy_trainer.training import TrainingConfig
 Algorithm = Literal["ppo", "a2c", "a3c", "acktr"]
 ALGORITHMS: tuple[str, ...] = get_args(Algorithm)
 
+A_MINUTE_EACH: dict[str, Any] = {
+    "gamma": 0.97,
+    "gae_lambda": 0.92,
+    "entropy_coefficient": 0.01,
+    "final_entropy_coefficient": 0.001,
+}
+"""What suits decisions that are a minute apart."""
+
+ONE_PASS: dict[str, Any] = {
+    **A_MINUTE_EACH,
+    "learning_rate": 3e-3,
+    "final_learning_rate_share": 0.1,
+    "normalize_advantage": True,
+}
+"""The same for one step along the gradient of a rollout."""
+
 
 @checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
 class Options:
@@ -36,43 +52,19 @@ class Options:
     """Which algorithm learns."""
     ppo: PPOConfig = field(
         default_factory=lambda: PPOConfig(
+            **A_MINUTE_EACH,
             learning_rate=1e-3,
             final_learning_rate_share=0.05,
-            gamma=0.97,
-            gae_lambda=0.92,
             epochs=2,
             minibatch_rows=5120,
             target_kl=0.03,
             normalize_value=True,
-            entropy_coefficient=0.01,
-            final_entropy_coefficient=0.001,
         )
     )
     """Options of PPO, where it is chosen."""
-    a2c: A2CConfig = field(
-        default_factory=lambda: A2CConfig(
-            learning_rate=3e-3,
-            final_learning_rate_share=0.1,
-            gamma=0.97,
-            gae_lambda=0.92,
-            normalize_advantage=True,
-            normalize_value=True,
-            entropy_coefficient=0.01,
-            final_entropy_coefficient=0.001,
-        )
-    )
+    a2c: A2CConfig = field(default_factory=lambda: A2CConfig(**ONE_PASS, normalize_value=True))
     """Options of A2C, where it is chosen."""
-    a3c: A3CConfig = field(
-        default_factory=lambda: A3CConfig(
-            learning_rate=3e-3,
-            final_learning_rate_share=0.1,
-            gamma=0.97,
-            gae_lambda=0.92,
-            normalize_advantage=True,
-            entropy_coefficient=0.01,
-            final_entropy_coefficient=0.001,
-        )
-    )
+    a3c: A3CConfig = field(default_factory=lambda: A3CConfig(**ONE_PASS))
     """Options of A3C, where it is chosen; every worker has a world of its own."""
     acktr: ACKTRConfig = field(default_factory=ACKTRConfig)
     """Options of ACKTR, where it is chosen."""
