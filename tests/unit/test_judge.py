@@ -304,6 +304,13 @@ def invented_contest(*pairs):
                       [invented(*pair) for pair in pairs])  # fmt: skip
 
 
+def test_conditions_that_were_varied_are_told_apart():
+    told = document(invented_contest((1.6, 1.2), (1.25, 1.25)), {"seeds": 4})
+    assert [(own["condition"], own["cells"]) for own in told["slices"]] == [("2 pods", 1), ("3 pods", 1)]
+    assert told["slices"][0]["contestants"]["zero-shot"]["geomean"] == pytest.approx(0.75)
+    assert "| 2 pods | 1 |" in report.markdown(told)
+
+
 def test_headlines_are_those_worked_out_by_hand():
     found = document(invented_contest((1.6, 1.2), (1.25, 1.25)), {})["headlines"]["zero-shot"]
     over = found["adjusted_over_rule_past"]

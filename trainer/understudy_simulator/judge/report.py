@@ -5,7 +5,6 @@ It says what was compared with what, how sure that is, and where the winner lose
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,6 @@ def render(contest: Contest, document: dict[str, Any]) -> str:
         ratios=plots.ratios(contest, document),
         pareto=plots.pareto(contest),
         timelines=_timelines(contest, subject, other),
-        slices=_slices(contest),
         opponents=[name for name in (HPA_STOCK, HPA_PAST, *contest.policies) if name in contest.contestants],
         headings=[heading for _, heading, _ in _DETAILS],
         details=_details(contest),
@@ -108,24 +106,6 @@ def _worst(contest: Contest, subject: str, other: str) -> list[tuple[str, float,
     ]
 
 
-def _slices(contest: Contest) -> list[tuple[str, int, dict[str, dict[str, float]]]]:
-    """Condition, cells and ratios over `rule-past`, for each value of each condition that was varied."""
-    conditions: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-        ("profile {}", lambda cell: cell.profile),
-        ("{:g} pods", lambda cell: cell.pods),
-        ("start-up {:g} s", lambda cell: cell.startup_s),
-    )
-    rows = []
-    for form, value_of in conditions:
-        values = [value_of(cell) for cell in contest.cells]
-        different = sorted(set(values))
-        for value in different if len(different) > 1 else ():
-            cells = [k for k, own in enumerate(values) if own == value]
-            ratios = {name: contest.ratio(name, RULE_PAST, cells) for name in contest.contestants}
-            rows.append((form.format(value), len(cells), ratios))
-    return rows
-
-
 def _details(contest: Contest) -> list[tuple[str, list[str]]]:
     """Mean of every figure over cells and seeds, per contestant, as text."""
     threshold_s = np.array([cell.service.latency_threshold_s for cell in contest.cells])[:, None]
@@ -158,6 +138,16 @@ def markdown(document: dict[str, Any]) -> str:
     lines += ["", "The other headlines (misses and actions over those of `rule-past`):", ""]
     lines += [_line("contestant", *show.HEADLINES), _line(*["---"] * (len(show.HEADLINES) + 1))]
     lines += [_line(f"`{name}`", *cells) for name, cells in show.headlines(document).items()]
+    if slices := document["slices"]:
+        shown = [name for name in headlines if name != RULE_PAST]
+        lines += ["", "Adjusted cost over `rule-past` by condition:", ""]
+        lines += [
+            _line("cells with", "cells", *(f"`{name}`" for name in shown)),
+            _line(*["---"] * (len(shown) + 2)),
+        ]
+        for own in slices:
+            ratios = (show.ratio(own["contestants"][name]) for name in shown)
+            lines.append(_line(own["condition"], str(own["cells"]), *ratios))
     lines += ["", "Means over all cells of a family:", ""]
     lines.append(_line("family", "contestant", "cost", "missed", "adjusted", "actions per hour"))
     lines.append(_line(*["---"] * 6))

@@ -7,7 +7,7 @@ the cells of each, and their seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -279,6 +279,7 @@ def document(contest: Contest, conditions: dict[str, Any]) -> dict[str, Any]:
             family: {name: _in_family(contest, name, cells) for name in contest.contestants}
             for family, cells in contest.families.items()
         },
+        "slices": _slices(contest),
     }
 
 
@@ -287,6 +288,24 @@ def _in_family(contest: Contest, name: str, cells: Sequence[int]) -> dict[str, A
     shown = (_COST, _VIOLATION, _ADJUSTED, _ACTIONS)
     means = {FIGURES[k]: _mean(contest.figure(name, k)[list(cells)]) for k in shown}
     return {**contest.ratio(name, RULE_PAST, cells), **means}
+
+
+def _slices(contest: Contest) -> list[dict[str, Any]]:
+    """Ratios over `rule-past` for each value of each condition that was varied."""
+    conditions: tuple[tuple[str, Callable[[Cell], Any]], ...] = (
+        ("profile {}", lambda cell: cell.profile),
+        ("{:g} pods", lambda cell: cell.pods),
+        ("start-up {:g} s", lambda cell: cell.startup_s),
+    )
+    found = []
+    for form, value_of in conditions:
+        values = [value_of(cell) for cell in contest.cells]
+        different = sorted(set(values))
+        for value in different if len(different) > 1 else ():
+            cells = [k for k, own in enumerate(values) if own == value]
+            ratios = {name: contest.ratio(name, RULE_PAST, cells) for name in contest.contestants}
+            found.append({"condition": form.format(value), "cells": len(cells), "contestants": ratios})
+    return found
 
 
 def _rows(contest: Contest, k: int) -> Iterable[dict[str, Any]]:
