@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
 import signal
 import threading
 from dataclasses import replace
@@ -25,7 +26,7 @@ from understudy_trainer.algorithms.a2c import A2CConfig  # noqa: E402
 from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared  # noqa: E402
 from understudy_trainer.classic_control import CartPole  # noqa: E402
 from understudy_trainer.collector import RewardConfig  # noqa: E402
-from understudy_trainer.loop import RunConfig, StopRun  # noqa: E402
+from understudy_trainer.loop import DivergedError, RunConfig, StopRun  # noqa: E402
 from understudy_trainer.options import OptionsError, read_options  # noqa: E402
 from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer  # noqa: E402
 from understudy_trainer.workers import AsynchronousTrainer, LostWorkerError  # noqa: E402
@@ -215,6 +216,40 @@ def test_a_worker_that_is_killed_ends_the_run_long_before_its_end() -> None:
     only_the_first = functools.partial(worlds.killed_unless, environment_seed(CONFIG, 0))
     with pytest.raises(LostWorkerError, match="a worker ended with exit code 3"):
         AsynchronousTrainer(only_the_first, config).run()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_whose_workers_are_all_killed_is_not_taken_for_a_complete_one(workers: int) -> None:
+    def kill(_steps: int, _scalars: dict[str, float]) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    endless = RunConfig(total_steps=10**9, log_updates=1)
+    config = replace(CONFIG, algorithm=A3CConfig(workers=workers), run=endless)
+    with pytest.raises(LostWorkerError, match="a worker ended with exit code -9"):
+        AsynchronousTrainer(FACTORY, config, listeners=(kill,)).run()
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_workers_and_leaves_a_checkpoint(tmp_path: Path) -> None:
+    def stop(_steps: int, _scalars: dict[str, float]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    endless = RunConfig(total_steps=10**9, log_updates=1)
+    config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=endless)
+    outcome = AsynchronousTrainer(FACTORY, config, tmp_path, (stop,)).run()
+    assert outcome.interrupted
+    assert torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["steps"] == outcome.steps
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_says_so_and_keeps_what_it_saw(tmp_path: Path) -> None:
+    config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1))
+    with pytest.raises(DivergedError, match=r"worker \d failed: NaN in 6 updates in a row"):
+        AsynchronousTrainer(worlds.never_a_number, config, tmp_path).run()
+    assert list(tmp_path.glob("quarantine/worker-*/update-*.pt"))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -151,6 +152,19 @@ def killed_unless(only: int, seed: int) -> CartPole:
     if seed != only:
         os._exit(3)
     return CartPole(8, seed)
+
+
+class NeverANumber(CartPole):
+    """A CartPole that pays in NaN."""
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        return step._replace(reward=step.reward * math.nan)
+
+
+def never_a_number(seed: int) -> CartPole:
+    """One for each worker."""
+    return NeverANumber(8, seed)
 
 
 def batch_of(model: ActorCritic, rows: int, seed: int = 0) -> Batch:

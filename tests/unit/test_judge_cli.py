@@ -130,18 +130,23 @@ def test_replay_asks_prometheus_and_says_what_would_have_been_saved(tmp_path):
     assert "own/0" in (tmp_path / "r.html").read_text()
 
 
+def test_a_history_that_is_not_there_is_one_line_and_no_mistake_in_the_command():
+    for command in ("calibrate", "replay"):
+        said = run(command, "--capacity-rps", 20, "--history", "nowhere.csv", code=1).stderr
+        assert said == "error: nowhere.csv: no such trace file; give the path of a .csv or .csv.gz file.\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--prometheus", "http://p:9090"], "--query"),
         ([], "exactly one source"),
-        (["--history", "nowhere.csv"], "nowhere.csv"),
         (["--history", "nowhere.csv", "--prometheus", "http://p:9090"], "exactly one source"),
     ],
 )
 def test_a_source_that_makes_no_sense_is_one_line(arguments, says):
     for command in ("calibrate", "replay"):
-        result = run(command, "--capacity-rps", 20, *arguments, code=1)
+        result = run(command, "--capacity-rps", 20, *arguments, code=2)
         assert result.stderr.startswith("error: ")
         assert len(result.stderr.splitlines()) == 1
         assert says in result.stderr
@@ -189,7 +194,7 @@ def test_a_folder_without_traces_and_a_file_that_is_no_policy_are_one_line(tmp_p
 
 def test_a_folder_that_is_missing_is_said_before_hours_of_work(tmp_path, traces):
     gone = tmp_path / "gone" / "figures.json"
-    assert "make it first" in run("bench", "--traces", traces, "--quick", "--json", gone, code=1).stderr
+    assert "make it first" in run("bench", "--traces", traces, "--quick", "--json", gone, code=2).stderr
 
 
 def test_a_page_without_marks_is_refused_before_hours_of_work(tmp_path, traces, monkeypatch):
@@ -201,7 +206,7 @@ def test_a_page_without_marks_is_refused_before_hours_of_work(tmp_path, traces, 
 
 
 def test_training_further_needs_a_policy_and_a_trainer(tmp_path, traces, monkeypatch):
-    told = run("bench", "--traces", traces, "--quick", "--finetune", code=1).stderr
+    told = run("bench", "--traces", traces, "--quick", "--finetune", code=2).stderr
     assert "--finetune needs --policy" in told
 
     def lacking():

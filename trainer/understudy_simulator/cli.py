@@ -183,7 +183,7 @@ def register(app: typer.Typer, read_range: ReadRange) -> None:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turns what a person can mend into one line and exit code 1."""
+    """Turns what a person can mend into one line, and exit code 2 where the command made no sense, else 1."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -191,7 +191,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from error
     except (CommandError, ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(2 if isinstance(error, CommandError) else 1) from error
 
 
 def _names(policies: Sequence[Path] | None) -> list[str]:
@@ -229,6 +229,7 @@ def _judge(
             raise CommandError(f"{file}: its folder does not exist; make it first")
     if markdown is not None:
         report.check_marks(markdown)
+    conditions = conditions | {"policies_sha256": _digests(policies), "program_sha256": bench.program()}
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         out_or_scratch = out or Path(scratch)
@@ -238,7 +239,6 @@ def _judge(
             conditions = conditions | {"not_fine_tuned": left}
         results = _run(cells, policies or (), out_or_scratch, workers, tuned)
     contest = Contest.of(cells, results)
-    conditions |= {"policies_sha256": _digests(policies), "program_sha256": bench.program()}
     conditions = conditions | {"duration_s": round(time.monotonic() - started, 1)}
     figures = document(contest, conditions)
     show.table(figures)
@@ -267,7 +267,7 @@ def _tune(
     try:
         tune = tuning.plugged()
     except ModuleNotFoundError as error:
-        raise CommandError(
+        raise ValueError(
             f"--finetune needs the trainer, which lacks {error.name}: pip install 'understudy[trainer]'"
         ) from error
     with _progress(f"training {len(policies)} × {len(cells)} × 3 policies") as show:

@@ -146,15 +146,20 @@ def own_past(own: Own) -> Past:
 
 
 def own_cells(own: Own, seeds: int) -> list[Cell]:
-    """The workload's history at its own size, in up to five parts as the protocol cuts them."""
+    """The workload's history at its own size, in up to five parts as the protocol cuts them.
+
+    Raises:
+        TraceError: it is too short, or too little was asked for.
+    """
     import numpy as np
 
     from understudy_simulator.protocol import Protocol, cell_of, spread
+    from understudy_simulator.traces import TraceError
 
     curve, dispersion = _load(own)
     parts = spread(curve, Protocol.segments, Protocol.segment_s, LEAST_OWN_REQUESTS)
     if not parts:
-        raise CommandError(
+        raise TraceError(
             f"{own.trace.name}: {curve.duration_s / 3600:.1f} h of history; give two hours or more, with "
             f"{LEAST_OWN_REQUESTS:g} requests in the first 60 % of a part and in the rest"
         )

@@ -48,7 +48,7 @@ class DivergedError(RuntimeError):
 
 
 class InterruptedRunError(RuntimeError):
-    """The run was stopped before its end; nothing was written."""
+    """The run was stopped before its end."""
 
 
 @checked.dataclass(frozen=True, config=command_line.DOCUMENTED)
@@ -121,6 +121,7 @@ class Trainer:
         self.listeners = listeners
         self.evaluate = evaluate
         self.checkpoints = Checkpoints.of_run(folder) if folder else None
+        self.quarantine = folder / "quarantine" if folder else None
         self.steps = 0
         self.updates = 0
         self.restores = 0
@@ -270,8 +271,8 @@ class Trainer:
         self.restores += 1
         self._restores_in_a_row += 1
         where = "pass a folder to have it kept"
-        if self.folder:
-            path = self.folder / "quarantine" / f"update-{self.updates:09d}.pt"
+        if self.quarantine:
+            path = self.quarantine / f"update-{self.updates:09d}.pt"
             path.parent.mkdir(parents=True, exist_ok=True)
             save(path, {"rollout": rollout.tensors()})
             where = f"see {path}"

@@ -96,7 +96,8 @@ def train(
     Raises:
         OptionsError: the folder holds a run, and nobody asked to go on with it, or with other options; or the algorithm
             does not learn there.
-        InterruptedRunError: SIGTERM or a listener ended the run early; checkpoint and artefact are written.
+        InterruptedRunError: in the first process: SIGTERM or a listener ended the run early; checkpoint and artefact
+            are written. (Where others failed, too, torchrun would end this one while it writes.)
     """
     if options.algorithm == "a3c":
         _refuse_elsewhere(device)
@@ -154,7 +155,7 @@ def train(
             exported = write(trainer.learner.model, validation, options, outcome, path, name)
             tracker.publish(path, outcome.interrupted)
             console.print(f"{path}: {exported.summary()}")
-    if outcome.interrupted:
+    if outcome.interrupted and is_first:
         raise InterruptedRunError(
             f"stopped after {outcome.steps:,} of {options.run.total_steps:,} decisions; go on with --resume"
         )

@@ -6,8 +6,7 @@ import math
 import queue
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from understudy_trainer.checkpoint import Checkpoints, load, of_the_same_run
 from understudy_trainer.collector import Rollout
 from understudy_trainer.environment import EnvironmentFactory
 from understudy_trainer.loop import (
+    DivergedError,
     Evaluate,
     Listener,
     Outcome,
@@ -53,38 +53,67 @@ class Told:
         steps: environment steps done by all.
         scalars: as a `Listener` gets them.
         failure: why the worker ended; None while it works.
+        diverged: it ended in NaN.
     """
 
     rank: int
     steps: int
     scalars: dict[str, float]
     failure: str | None = None
+    diverged: bool = False
 
 
 class Worker(Trainer):
-    """A trainer whose steps are those of all workers."""
+    """A trainer whose steps are those of all workers, and that ends when all are asked to."""
 
     shared: Shared
+    stop: Any
 
     def count(self, rollout: Rollout) -> None:
         """See `Trainer`."""
         with self.shared.lock:
             self.shared.steps += rollout.action.numel()
             self.steps = int(self.shared.steps)
+        if self.stop.is_set():
+            self._request_stop()
 
 
-def make_worker(
-    rank: int, factory: EnvironmentFactory, config: TrainingConfig, shared: Shared, **parts: Any
-) -> Worker:
-    """One worker with everything that it needs; `parts` as in `make_trainer`."""
-    assert isinstance(config.algorithm, A3CConfig)
+@dataclass(frozen=True)
+class Task:
+    """What a worker is to do.
+
+    Attributes:
+        factory: of its environment.
+        config: options.
+        shared: what it has in common with the others.
+        stop: is set when all are to end.
+        quarantine: folder for rollouts that ended in NaN; None: they are not kept.
+        begun: environment steps that were done before any worker of this run began.
+    """
+
+    factory: EnvironmentFactory
+    config: TrainingConfig
+    shared: Shared
+    stop: Any
+    quarantine: Path | None
+    begun: int
+
+
+def make_worker(rank: int, task: Task, listener: Listener) -> Worker:
+    """One worker with everything that it needs."""
+    config, shared, factory = task.config, task.shared, task.factory
+    options = config.algorithm
+    assert isinstance(options, A3CConfig)
+    if task.begun:  # or a run that is resumed again and again would meet the same services every time
+        config = replace(config, seed=seeds(config.seed, task.begun, 1)[0])
     environment = factory(environment_seed(config, rank))
     generator = torch.Generator(environment.device).manual_seed(seeds(config.seed, rank, 2)[0])
     model = make_model(environment, config)
-    learner = A3C(model, config.algorithm, shared, config.constraint, config.compiled)
+    learner = A3C(model, options, shared, config.constraint, config.compiled)
     collector = make_collector(environment, model, config, generator)
-    worker = Worker(collector, learner, config.run, **parts)
-    worker.shared = shared
+    worker = Worker(collector, learner, config.run, listeners=(listener,))
+    worker.shared, worker.stop, worker.steps = shared, task.stop, task.begun
+    worker.quarantine = task.quarantine / f"worker-{rank}" if task.quarantine else None
     return worker
 
 
@@ -104,7 +133,7 @@ class AsynchronousTrainer:
         Args:
             factory: makes every worker's environment, on the processor.
             config: options, those of the algorithm being A3C's.
-            folder: for checkpoints (by environment steps) and TensorBoard's scalars; None: nothing is written.
+            folder: for checkpoints, TensorBoard's scalars and rollouts that ended in NaN; None: nothing is written.
             listeners: get every worker's scalars.
             evaluate: see `Trainer`; this process judges, while the workers go on.
         """
@@ -119,9 +148,10 @@ class AsynchronousTrainer:
         self.checkpoints = Checkpoints.of_run(folder) if folder else None
         self.context = multiprocessing.get_context("spawn")
         model = make_model(factory(environment_seed(config, 0)), config)
-        self.shared = Shared.of(model, options, self.context.Lock())
+        self.shared = Shared.of(model, options, self.context.RLock())
         self.learner = A3C(model, options, self.shared, config.constraint)
         self.workers = options.workers
+        self.steps = 0
         self.updates = 0
         self.seconds = 0.0
         self.best = -math.inf
@@ -146,47 +176,73 @@ class AsynchronousTrainer:
             LostWorkerError: a worker failed; the others were ended.
         """
         self.learner.push()
+        self.steps = int(self.shared.steps)
         news: Any = self.context.Queue()
         stop: Any = self.context.Event()
-        told = (self.factory, self.config, self.shared, news, stop)
-        workers = [
-            self.context.Process(target=_work, args=(rank, *told), daemon=True)
+        quarantine = self.folder / "quarantine" if self.folder else None
+        task = Task(self.factory, self.config, self.shared, stop, quarantine, self.steps)
+        self._workers = [
+            self.context.Process(target=_work, args=(rank, task, news), daemon=True)
             for rank in range(self.workers)
         ]
         self._since, self._before = time.monotonic(), self.seconds
         with stopped_by_sigterm(stop.set), scalars_to(self.folder) as write:
             try:
-                for worker in workers:
+                for worker in self._workers:
                     worker.start()
-                self._follow(workers, news, stop, (write, *self.listeners))
+                self._follow(news, stop, (write, *self.listeners))
             finally:
                 # Nobody learns on for a parent that gave up.
-                for worker in workers:
+                begun = [worker for worker in self._workers if worker.pid]
+                for worker in begun:
                     worker.kill()
+                for worker in begun:
                     worker.join()
-            self.learner.pull()
+            self._pull()
             self._save()
-        steps = int(self.shared.steps)
-        interrupted = stop.is_set() and steps < self.config.run.total_steps
-        return Outcome(steps, self.updates, interrupted, 0, self._mean("episode_return"), self.seconds)
+        restores = round(sum(told["restores"] for told in self._lately.values()))
+        interrupted = self.steps < self.config.run.total_steps
+        episode_return = self._mean("episode_return")
+        return Outcome(self.steps, self.updates, interrupted, restores, episode_return, self.seconds)
 
-    def _follow(self, workers: Sequence[Any], news: Any, stop: Any, listeners: tuple[Listener, ...]) -> None:
+    def _follow(self, news: Any, stop: Any, listeners: tuple[Listener, ...]) -> None:
         """Hear what the workers tell until all of them are done."""
-        while any(worker.is_alive() for worker in workers) or not news.empty():
-            if killed := [worker.exitcode for worker in workers if worker.exitcode]:
-                raise LostWorkerError(f"a worker ended with exit code {killed[0]}; what it said stands above")
+        while any(worker.is_alive() for worker in self._workers) or not news.empty():
+            self._refuse_lost(stop.is_set())
             try:
                 told: Told = news.get(timeout=POLL_S)
             except queue.Empty:
                 continue
             if told.failure:
-                raise LostWorkerError(f"worker {told.rank} failed: {told.failure}")
+                kind = DivergedError if told.diverged else LostWorkerError
+                raise kind(f"worker {told.rank} failed: {told.failure}")
             scalars = self._heard(told)
             for listener in listeners:
                 try:
                     listener(told.steps, scalars)
                 except StopRun:
                     stop.set()
+        self._refuse_lost(stop.is_set())
+
+    def _refuse_lost(self, stopping: bool = False) -> None:
+        # SIGTERM that was meant for all may find one that does not know yet what to do about it.
+        expected = {None, 0, *([-signal.SIGTERM] if stopping else [])}
+        for worker in self._workers:
+            if worker.exitcode not in expected:
+                raise LostWorkerError(
+                    f"a worker ended with exit code {worker.exitcode}; what it said stands above, "
+                    "so mend that, and go on with --resume"
+                )
+
+    def _pull(self) -> None:
+        """Take the shared weights over, and how many steps they have learned from."""
+        while not self.shared.lock.acquire(timeout=POLL_S):
+            self._refuse_lost()  # killed while it held the lock
+        try:
+            self.learner.pull()
+            self.steps = int(self.shared.steps)
+        finally:
+            self.shared.lock.release()
 
     def _heard(self, told: Told) -> dict[str, float]:
         """Take note of what a worker told; the scalars as listeners get them."""
@@ -200,13 +256,13 @@ class AsynchronousTrainer:
             "steps_per_second": speed,
         }
         if self._is_due(run.evaluate_updates) and self.evaluate:
-            self.learner.pull()
+            self._pull()
             judged = self.evaluate(self.learner.model)
             scalars |= {f"evaluation/{name}": value for name, value in judged.items()}
             if self._improves(judged["score"]):
                 self._write(is_best=True)
         if self._is_due(run.checkpoint_updates):
-            self.learner.pull()
+            self._pull()
             self._save()
         return scalars
 
@@ -226,15 +282,14 @@ class AsynchronousTrainer:
     def _write(self, is_best: bool) -> None:
         self.seconds = self._before + time.monotonic() - self._since
         if self.checkpoints:
-            steps = int(self.shared.steps)
             content = {
                 "learner": self.learner.state_dict(),
-                "steps": steps,
+                "steps": self.steps,
                 "updates": self.updates,
                 "seconds": self.seconds,
                 "best": self.best,
             }
-            self.checkpoints.write(content, steps, is_best)
+            self.checkpoints.write(content, self.updates, is_best)
 
     def _improves(self, score: float) -> bool:
         improved = score > self.best
@@ -242,20 +297,15 @@ class AsynchronousTrainer:
         return improved
 
 
-def _work(
-    rank: int, factory: EnvironmentFactory, config: TrainingConfig, shared: Shared, told: Any, stop: Any
-) -> None:
-    # Ctrl-C reaches all of them, and the parent ends the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _work(rank: int, task: Task, news: Any) -> None:
+    # Ctrl-C reaches all of them, and so may SIGTERM: the parent knows what to do about it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
     torch.set_num_threads(1)
-
-    def listen(steps: int, scalars: dict[str, float]) -> None:
-        told.put(Told(rank, steps, scalars))
-        if stop.is_set():
-            raise StopRun
-
     try:
-        make_worker(rank, factory, config, shared, listeners=(listen,)).run()
+        make_worker(rank, task, lambda steps, scalars: news.put(Told(rank, steps, scalars))).run()
     except Exception as error:  # noqa: BLE001 - handed to the parent, which raises it
-        told.put(Told(rank, int(shared.steps), {}, f"{type(error).__name__}: {error}"))
+        diverged = isinstance(error, DivergedError)
+        reason = str(error) if diverged else f"{type(error).__name__}: {error}"
+        news.put(Told(rank, int(task.shared.steps), {}, reason, diverged))

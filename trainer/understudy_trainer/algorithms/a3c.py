@@ -7,7 +7,6 @@ for bit. See docs/algorithms/a3c.md; the processes are in `understudy_trainer.wo
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,11 +46,11 @@ class Shared:
     parameters: Tensor
     optimizer: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    lock: AbstractContextManager[Any]
+    lock: Any
     steps: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64).share_memory_())
 
     @classmethod
-    def of(cls, model: ActorCritic, config: A3CConfig, lock: AbstractContextManager[Any]) -> Shared:
+    def of(cls, model: ActorCritic, config: A3CConfig, lock: Any) -> Shared:
         """Begin with a network's weights; the network itself is left as it is."""
         parameters = FlatParameters(model).flat.clone().share_memory_()
         moments = make_optimizer(config.optimizer, parameters).state_dict()
