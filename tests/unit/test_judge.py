@@ -305,10 +305,23 @@ def invented_contest(*pairs):
 
 
 def test_conditions_that_were_varied_are_told_apart():
-    told = document(invented_contest((1.6, 1.2), (1.25, 1.25)), {"seeds": 4})
-    assert [(own["condition"], own["cells"]) for own in told["slices"]] == [("2 pods", 1), ("3 pods", 1)]
-    assert told["slices"][0]["contestants"]["zero-shot"]["geomean"] == pytest.approx(0.75)
-    assert "| 2 pods | 1 |" in report.markdown(told)
+    four = cells(replace(SMALL, pods=(2, 3), profiles=("web", "api")))
+    results = [invented(1.6, 1.2) if cell.pods == 2 else invented(1.25, 1.25) for cell in four]
+    told = document(Contest.of(four, results), {"seeds": 4})
+    assert [(own["condition"], own["cells"]) for own in told["slices"]] == [
+        ("profile api", 2), ("profile web", 2), ("2 pods", 2), ("3 pods", 2),
+    ]  # fmt: skip
+    assert told["slices"][2]["contestants"]["zero-shot"]["geomean"] == pytest.approx(0.75)
+    assert "| 2 pods | 2 |" in report.markdown(told)
+
+
+def test_an_interval_from_one_load_says_so():
+    alone = invented_contest((1.5, 1.2), (1.5, 1.25))
+    two = Contest.of(
+        [replace(cell, segment=f"wave/{k}") for k, cell in enumerate(alone.cells)], alone.results
+    )
+    says = [show.verdict(document(contest, {}), "zero-shot") for contest in (alone, two)]
+    assert ["of luck on this one load" in said for said in says] == [True, False]
 
 
 def test_headlines_are_those_worked_out_by_hand():

@@ -104,6 +104,8 @@ def verdict(document: dict[str, Any], name: str) -> str:
     over = document["headlines"][name]["adjusted_over_rule_past"]
     change = over["geomean"] - 1.0
     interval = f"95 % interval {over['low'] - 1.0:+.1%} to {over['high'] - 1.0:+.1%}"
+    if document["parts"] == 1:
+        interval += ", of luck on this one load"
     if over["high"] < 1.0:
         return f"{name} is {-change:.1%} cheaper than the best rule of the past ({interval})."
     if over["low"] > 1.0:

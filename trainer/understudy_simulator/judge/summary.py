@@ -272,6 +272,7 @@ def document(contest: Contest, conditions: dict[str, Any]) -> dict[str, Any]:
     """Everything as JSON, in the protocol's shape."""
     return {
         "protocol": VERSION,
+        "parts": len({cell.segment for cell in contest.cells}),
         "conditions": conditions,
         "cells": [row for k in range(len(contest.cells)) for row in _rows(contest, k)],
         "headlines": {name: headline(contest, name) for name in contest.contestants},
@@ -291,7 +292,7 @@ def _in_family(contest: Contest, name: str, cells: Sequence[int]) -> dict[str, A
 
 
 def _slices(contest: Contest) -> list[dict[str, Any]]:
-    """Ratios over `rule-past` for each value of each condition that was varied."""
+    """Ratios over `rule-past` for each value of each condition that was varied, and not otherwise in every cell."""
     conditions: tuple[tuple[str, Callable[[Cell], Any]], ...] = (
         ("profile {}", lambda cell: cell.profile),
         ("{:g} pods", lambda cell: cell.pods),
@@ -301,7 +302,7 @@ def _slices(contest: Contest) -> list[dict[str, Any]]:
     for form, value_of in conditions:
         values = [value_of(cell) for cell in contest.cells]
         different = sorted(set(values))
-        for value in different if len(different) > 1 else ():
+        for value in different if 1 < len(different) < len(values) else ():
             cells = [k for k, own in enumerate(values) if own == value]
             ratios = {name: contest.ratio(name, RULE_PAST, cells) for name in contest.contestants}
             found.append({"condition": form.format(value), "cells": len(cells), "contestants": ratios})
