@@ -88,7 +88,8 @@ def test_a_real_server_has_options_figures_lineage_and_a_version_that_the_digest
     def stop(_steps: int, _scalars: dict[str, float]) -> None:
         raise StopRun
 
-    small_runs.learn(tmp_path / "run", mlflow=server, listeners=(stop,))
+    with pytest.raises(InterruptedRunError):
+        small_runs.learn(tmp_path / "run", mlflow=server, listeners=(stop,))
     client = mlflow.MlflowClient(server)
     (run,) = runs_of(client)
     assert run.info.status == "KILLED"
