@@ -40,7 +40,7 @@ from rich.table import Table
 from understudy_trainer.actor_critic import ActorCritic
 from understudy_trainer.algorithms.a3c import A3CConfig
 from understudy_trainer.compare import estimate
-from understudy_trainer.loop import RunConfig, StopRun, Trainer
+from understudy_trainer.loop import BaseTrainer, RunConfig, StopRun
 from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer
 from understudy_trainer.workers import AsynchronousTrainer
 
@@ -120,7 +120,7 @@ def ours(task: Task, options: TrainingConfig, seed: int, budget: int) -> tuple[b
     start = cpu_seconds()
     if isinstance(config.algorithm, A3CConfig):
         factory = functools.partial(task.world, task.rows // config.algorithm.workers)
-        trainer: Trainer | AsynchronousTrainer = AsynchronousTrainer(factory, config, listeners=(listen,))
+        trainer: BaseTrainer = AsynchronousTrainer(factory, config, listeners=(listen,))
     else:
         trainer = make_trainer(task.world(task.rows, environment_seed(config)), config, listeners=(listen,))
     outcome, model = trainer.run(), trainer.learner.model

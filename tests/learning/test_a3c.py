@@ -26,10 +26,11 @@ from understudy_trainer.algorithms.a2c import A2CConfig  # noqa: E402
 from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared  # noqa: E402
 from understudy_trainer.classic_control import CartPole  # noqa: E402
 from understudy_trainer.collector import RewardConfig  # noqa: E402
+from understudy_trainer.launch import LostProcessError  # noqa: E402
 from understudy_trainer.loop import DivergedError, RunConfig, StopRun  # noqa: E402
 from understudy_trainer.options import OptionsError, read_options  # noqa: E402
 from understudy_trainer.training import TrainingConfig, environment_seed, make_trainer  # noqa: E402
-from understudy_trainer.workers import AsynchronousTrainer, LostWorkerError  # noqa: E402
+from understudy_trainer.workers import AsynchronousTrainer  # noqa: E402
 
 OPTIONS = {"learning_rate": 3e-3, "final_learning_rate_share": 0.1, "entropy_coefficient": 0.01}
 CONFIG = TrainingConfig(
@@ -214,7 +215,7 @@ def test_what_a3c_cannot_do_is_refused_before_anything_is_learned(
 def test_a_worker_that_is_killed_ends_the_run_long_before_its_end() -> None:
     config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**9, log_updates=1))
     only_the_first = functools.partial(worlds.killed_unless, environment_seed(CONFIG, 0))
-    with pytest.raises(LostWorkerError, match="a worker ended with exit code 3"):
+    with pytest.raises(LostProcessError, match="a worker ended with exit code 3"):
         AsynchronousTrainer(only_the_first, config).run()
 
 
@@ -228,7 +229,7 @@ def test_a_run_whose_workers_are_all_killed_is_not_taken_for_a_complete_one(work
 
     endless = RunConfig(total_steps=10**9, log_updates=1)
     config = replace(CONFIG, algorithm=A3CConfig(workers=workers), run=endless)
-    with pytest.raises(LostWorkerError, match="a worker ended with exit code -9"):
+    with pytest.raises(LostProcessError, match="a worker ended with exit code -9"):
         AsynchronousTrainer(FACTORY, config, listeners=(kill,)).run()
 
 
@@ -271,5 +272,5 @@ def test_workers_end_with_a_parent_that_is_killed() -> None:
 def test_a_worker_that_fails_ends_the_run_with_its_reason() -> None:
     config = replace(CONFIG, algorithm=A3CConfig(workers=2), run=RunConfig(total_steps=10**7, log_updates=1))
     only_the_first = functools.partial(worlds.cart_pole_for, environment_seed(CONFIG, 0))
-    with pytest.raises(LostWorkerError, match="worker 1 failed: OSError: no more worlds"):
+    with pytest.raises(LostProcessError, match="worker 1 failed: OSError: no more worlds"):
         AsynchronousTrainer(only_the_first, config).run()

@@ -6,7 +6,6 @@ the plotting library is not installed.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -198,10 +197,6 @@ def _names(policies: Sequence[Path] | None) -> list[str]:
     return [path.name for path in policies or ()]
 
 
-def _digests(policies: Sequence[Path] | None) -> list[str]:
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in policies or ()]
-
-
 def _conditions(protocol: Protocol, policies: Sequence[Path] | None, quick: bool) -> dict[str, Any]:
     return {"quick": quick, "policies": _names(policies), **vars(protocol)}
 
@@ -229,7 +224,10 @@ def _judge(
             raise CommandError(f"{file}: its folder does not exist; make it first")
     if markdown is not None:
         report.check_marks(markdown)
-    conditions = conditions | {"policies_sha256": _digests(policies), "program_sha256": bench.program()}
+    conditions = conditions | {
+        "policies_sha256": bench.digests(policies or ()),
+        "program_sha256": bench.program(),
+    }
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         out_or_scratch = out or Path(scratch)

@@ -11,8 +11,9 @@ import math
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,88 @@ class StopRun(Exception):  # noqa: N818 - not an error
     """Raised by a listener that has seen enough: the run ends after this update as if interrupted."""
 
 
-class Trainer:
+class BaseTrainer(ABC):
+    """What every trainer has, whoever does the work: where a run is kept, whom it tells, and how good its best was."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        config: RunConfig,
+        folder: Path | None = None,
+        listeners: tuple[Listener, ...] = (),
+        evaluate: Evaluate | None = None,
+    ) -> None:
+        """Begin a run.
+
+        Args:
+            learner: the algorithm.
+            config: of the run.
+            folder: for checkpoints, TensorBoard's scalars and quarantined rollouts; None: nothing is written.
+            listeners: get the scalars whenever they are noted.
+            evaluate: judges the network; its `score` (more is better) chooses `best.pt`.
+        """
+        self.learner = learner
+        self.config = config
+        self.folder = folder
+        self.listeners = listeners
+        self.evaluate = evaluate
+        self.checkpoints = Checkpoints.of_run(folder) if folder else None
+        self.quarantine = folder / "quarantine" if folder else None
+        self.steps = 0
+        self.updates = 0
+        self.seconds = 0.0
+        self.best = -math.inf
+
+    @abstractmethod
+    def run(self) -> Outcome:
+        """Learn until `total_steps`, or until SIGTERM; then save and return."""
+
+    @abstractmethod
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+
+    @abstractmethod
+    def episode_return(self) -> float:
+        """Raw mean return of the last episodes; NaN if none ended yet."""
+
+    def save(self) -> None:
+        """Write a checkpoint; it is the best where its score, or else its return, is the highest so far."""
+        self._write(not self.config.evaluate_updates and self._improves(self.episode_return()))
+
+    def _keep_if_best(self, judged: dict[str, float]) -> dict[str, float]:
+        """Write what was judged, if nothing was better; the scalars of it."""
+        if self._improves(judged["score"]):
+            self._write(is_best=True)
+        return {f"evaluation/{name}": value for name, value in judged.items()}
+
+    def _improves(self, score: float) -> bool:
+        improved = score > self.best
+        if improved:
+            self.best = score
+        return improved
+
+    def _write(self, is_best: bool) -> None:
+        content = self.state_dict()
+        if self.checkpoints:
+            self.checkpoints.write(content, self.updates, is_best)
+
+
+def enough(listeners: Iterable[Listener], steps: int, scalars: dict[str, float]) -> bool:
+    """Tell listeners; whether one of them has seen enough."""
+    stop = False
+    for listener in listeners:
+        try:
+            listener(steps, scalars)
+        except StopRun:
+            stop = True
+    return stop
+
+
+class Trainer(BaseTrainer):
     """Trains one network in one world."""
 
     def __init__(
@@ -104,31 +186,12 @@ class Trainer:
         listeners: tuple[Listener, ...] = (),
         evaluate: Evaluate | None = None,
     ) -> None:
-        """Put the parts together.
-
-        Args:
-            collector: acts with the learner's network.
-            learner: the algorithm.
-            config: of the run.
-            folder: for checkpoints, TensorBoard's scalars and quarantined rollouts; None: nothing is written.
-            listeners: get the scalars whenever they are noted.
-            evaluate: judges the network; its `score` (more is better) chooses `best.pt`.
-        """
+        """Put the parts together: a collector that acts with the learner's network; the rest as in `BaseTrainer`."""
+        super().__init__(learner, config, folder, listeners, evaluate)
         self.collector = collector
-        self.learner = learner
-        self.config = config
-        self.folder = folder
-        self.listeners = listeners
-        self.evaluate = evaluate
-        self.checkpoints = Checkpoints.of_run(folder) if folder else None
-        self.quarantine = folder / "quarantine" if folder else None
-        self.steps = 0
-        self.updates = 0
         self.restores = 0
-        self.seconds = 0.0
         self.returns: deque[float] = deque(maxlen=EPISODES)
         self.lengths: deque[float] = deque(maxlen=EPISODES)
-        self.best = -math.inf
         self._restores_in_a_row = 0
         self._good: dict[str, Any] | None = None
         self._stop = False
@@ -155,11 +218,8 @@ class Trainer:
                 if evaluation or self.updates % self.config.log_updates == 0:
                     scalars = self._summary(noted, now - start) | evaluation
                     noted, start = [], now
-                    for listener in (write, *self.listeners):
-                        try:
-                            listener(self.steps, scalars)
-                        except StopRun:
-                            self._stop = True
+                    if enough((write, *self.listeners), self.steps, scalars):
+                        self._stop = True
                 if self.updates % self.config.checkpoint_updates == 0:
                     self.save()
                 stopped = distributed.any_process(self._stop)
@@ -207,13 +267,6 @@ class Trainer:
     def episode_return(self) -> float:
         """Raw mean return of the last hundred episodes; NaN if none ended yet."""
         return sum(self.returns) / len(self.returns) if self.returns else math.nan
-
-    def save(self) -> None:
-        """Write a checkpoint; it is the best where its score, or else its return, is the highest so far."""
-        is_best = False
-        if not self.config.evaluate_updates:
-            is_best = self._improves(self.episode_return())
-        self._write(is_best)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -293,20 +346,7 @@ class Trainer:
         if self.evaluate is None or not every or self.updates % every:
             return {}
         evaluate = self.evaluate
-        judged = distributed.from_first(lambda: evaluate(self.learner.model))
-        if self._improves(judged["score"]):
-            self._write(is_best=True)
-        return {f"evaluation/{name}": value for name, value in judged.items()}
-
-    def _write(self, is_best: bool) -> None:
-        content = self.state_dict()
-        if self.checkpoints:
-            self.checkpoints.write(content, self.updates, is_best)
-
-    def _improves(self, score: float) -> bool:
-        improved = score > self.best
-        self.best = max(self.best, score) if improved else self.best
-        return improved
+        return self._keep_if_best(distributed.from_first(lambda: evaluate(self.learner.model)))
 
     def _summary(self, noted: list[dict[str, float]], seconds: float) -> dict[str, float]:
         told: dict[str, list[float]] = {}

@@ -37,12 +37,12 @@ from understudy_trainer import distributed, launch, tracking
 from understudy_trainer.actors import begin, write
 from understudy_trainer.autoscaling import AutoscalingEnvironment
 from understudy_trainer.checkpoint import CheckpointError, Checkpoints, load
-from understudy_trainer.loop import DivergedError, InterruptedRunError, Listener, Trainer
+from understudy_trainer.loop import BaseTrainer, DivergedError, InterruptedRunError, Listener
 from understudy_trainer.options import Options, OptionsError, chosen, read_options
 from understudy_trainer.progress import ProgressLine, make_progress
 from understudy_trainer.training import make_trainer, world_seed
 from understudy_trainer.validation import Validation
-from understudy_trainer.workers import AsynchronousTrainer, LostWorkerError
+from understudy_trainer.workers import AsynchronousTrainer
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -53,7 +53,6 @@ MENDABLE = (
     CheckpointError,
     DivergedError,
     launch.LostProcessError,
-    LostWorkerError,
     artifact.ArtifactError,
     CommandError,
     PastError,
@@ -134,7 +133,7 @@ def train(
             "listeners": (line, show, tracker, *listeners) if is_first else (),
             "evaluate": validation,
         }
-        trainer: Trainer | AsynchronousTrainer
+        trainer: BaseTrainer
         if options.algorithm == "a3c":
             factory = functools.partial(AutoscalingEnvironment, options.world)
             trainer = AsynchronousTrainer(factory, training, **parts)

@@ -15,16 +15,18 @@ from torch import multiprocessing
 
 from understudy_simulator.processes import end_with_parent
 from understudy_trainer.algorithms.a3c import A3C, A3CConfig, Shared
-from understudy_trainer.checkpoint import Checkpoints, load, of_the_same_run
+from understudy_trainer.checkpoint import load, of_the_same_run
 from understudy_trainer.collector import Rollout
 from understudy_trainer.environment import EnvironmentFactory
+from understudy_trainer.launch import POLL_S, LostProcessError
 from understudy_trainer.loop import (
+    BaseTrainer,
     DivergedError,
     Evaluate,
     Listener,
     Outcome,
-    StopRun,
     Trainer,
+    enough,
     scalars_to,
     stopped_by_sigterm,
 )
@@ -35,13 +37,6 @@ from understudy_trainer.training import (
     make_model,
     seeds,
 )
-
-POLL_S = 0.2
-"""From one look at whether the workers live to the next."""
-
-
-class LostWorkerError(RuntimeError):
-    """A worker ended before its end; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ def make_worker(rank: int, task: Task, listener: Listener) -> Worker:
     return worker
 
 
-class AsynchronousTrainer:
+class AsynchronousTrainer(BaseTrainer):
     """Trains one network by workers, and watches, judges and saves: for A3C what `Trainer` is for the others."""
 
     def __init__(
@@ -140,21 +135,14 @@ class AsynchronousTrainer:
         options = config.algorithm
         if not isinstance(options, A3CConfig):
             raise TypeError(f"algorithm is {type(options).__name__}; give A3CConfig, or use make_trainer")
-        self.factory = factory
-        self.config = config
-        self.folder = folder
-        self.listeners = listeners
-        self.evaluate = evaluate
-        self.checkpoints = Checkpoints.of_run(folder) if folder else None
         self.context = multiprocessing.get_context("spawn")
         model = make_model(factory(environment_seed(config, 0)), config)
         self.shared = Shared.of(model, options, self.context.RLock())
-        self.learner = A3C(model, options, self.shared, config.constraint)
+        self.parent = A3C(model, options, self.shared, config.constraint)
+        super().__init__(self.parent, config.run, folder, listeners, evaluate)
+        self.factory = factory
+        self.training = config
         self.workers = options.workers
-        self.steps = 0
-        self.updates = 0
-        self.seconds = 0.0
-        self.best = -math.inf
         self._lately: dict[int, dict[str, float]] = {}
 
     def resume(self, path: Path) -> None:
@@ -173,14 +161,13 @@ class AsynchronousTrainer:
         """Learn until `total_steps`, SIGTERM or a listener's `StopRun`; then save and return.
 
         Raises:
-            LostWorkerError: a worker failed; the others were ended.
+            LostProcessError: a worker failed; the others were ended.
         """
-        self.learner.push()
+        self.parent.push()
         self.steps = int(self.shared.steps)
         news: Any = self.context.Queue()
         stop: Any = self.context.Event()
-        quarantine = self.folder / "quarantine" if self.folder else None
-        task = Task(self.factory, self.config, self.shared, stop, quarantine, self.steps)
+        task = Task(self.factory, self.training, self.shared, stop, self.quarantine, self.steps)
         self._workers = [
             self.context.Process(target=_work, args=(rank, task, news), daemon=True)
             for rank in range(self.workers)
@@ -199,11 +186,10 @@ class AsynchronousTrainer:
                 for worker in begun:
                     worker.join()
             self._pull()
-            self._save()
+            self.save()
         restores = round(sum(told["restores"] for told in self._lately.values()))
-        interrupted = self.steps < self.config.run.total_steps
-        episode_return = self._mean("episode_return")
-        return Outcome(self.steps, self.updates, interrupted, restores, episode_return, self.seconds)
+        interrupted = self.steps < self.config.total_steps
+        return Outcome(self.steps, self.updates, interrupted, restores, self.episode_return(), self.seconds)
 
     def _follow(self, news: Any, stop: Any, listeners: tuple[Listener, ...]) -> None:
         """Hear what the workers tell until all of them are done."""
@@ -214,14 +200,10 @@ class AsynchronousTrainer:
             except queue.Empty:
                 continue
             if told.failure:
-                kind = DivergedError if told.diverged else LostWorkerError
+                kind = DivergedError if told.diverged else LostProcessError
                 raise kind(f"worker {told.rank} failed: {told.failure}")
-            scalars = self._heard(told)
-            for listener in listeners:
-                try:
-                    listener(told.steps, scalars)
-                except StopRun:
-                    stop.set()
+            if enough(listeners, told.steps, self._heard(told)):
+                stop.set()
         self._refuse_lost(stop.is_set())
 
     def _refuse_lost(self, stopping: bool = False) -> None:
@@ -229,7 +211,7 @@ class AsynchronousTrainer:
         expected = {None, 0, *([-signal.SIGTERM] if stopping else [])}
         for worker in self._workers:
             if worker.exitcode not in expected:
-                raise LostWorkerError(
+                raise LostProcessError(
                     f"a worker ended with exit code {worker.exitcode}; what it said stands above, "
                     "so mend that, and go on with --resume"
                 )
@@ -239,62 +221,49 @@ class AsynchronousTrainer:
         while not self.shared.lock.acquire(timeout=POLL_S):
             self._refuse_lost()  # killed while it held the lock
         try:
-            self.learner.pull()
+            self.parent.pull()
             self.steps = int(self.shared.steps)
         finally:
             self.shared.lock.release()
+        self.seconds = self._before + time.monotonic() - self._since
 
     def _heard(self, told: Told) -> dict[str, float]:
         """Take note of what a worker told; the scalars as listeners get them."""
-        run = self.config.run
-        self.updates += run.log_updates
+        self.updates += self.config.log_updates
         self._lately[told.rank] = told.scalars
         speed = sum(scalars["steps_per_second"] for scalars in self._lately.values())
         scalars = {
             **told.scalars,
-            "episode_return": self._mean("episode_return"),
+            "episode_return": self.episode_return(),
             "steps_per_second": speed,
         }
-        if self._is_due(run.evaluate_updates) and self.evaluate:
+        if self._is_due(self.config.evaluate_updates) and self.evaluate:
             self._pull()
-            judged = self.evaluate(self.learner.model)
-            scalars |= {f"evaluation/{name}": value for name, value in judged.items()}
-            if self._improves(judged["score"]):
-                self._write(is_best=True)
-        if self._is_due(run.checkpoint_updates):
+            scalars |= self._keep_if_best(self.evaluate(self.learner.model))
+        if self._is_due(self.config.checkpoint_updates):
             self._pull()
-            self._save()
+            self.save()
         return scalars
 
     def _is_due(self, every: int) -> bool:
         """Whether what is to be done after so many updates is to be done now; they come in lots."""
-        return every > 0 and self.updates % every < self.config.run.log_updates
+        return every > 0 and self.updates % every < self.config.log_updates
 
-    def _mean(self, name: str) -> float:
-        """Of all workers that could tell it."""
-        known = [told[name] for told in self._lately.values() if not math.isnan(told[name])]
+    def episode_return(self) -> float:
+        """See `BaseTrainer`; the mean of all workers that could tell it."""
+        returns = [told["episode_return"] for told in self._lately.values()]
+        known = [value for value in returns if not math.isnan(value)]
         return sum(known) / len(known) if known else math.nan
 
-    def _save(self) -> None:
-        judged = self.config.run.evaluate_updates > 0
-        self._write(is_best=not judged and self._improves(self._mean("episode_return")))
-
-    def _write(self, is_best: bool) -> None:
-        self.seconds = self._before + time.monotonic() - self._since
-        if self.checkpoints:
-            content = {
-                "learner": self.learner.state_dict(),
-                "steps": self.steps,
-                "updates": self.updates,
-                "seconds": self.seconds,
-                "best": self.best,
-            }
-            self.checkpoints.write(content, self.updates, is_best)
-
-    def _improves(self, score: float) -> bool:
-        improved = score > self.best
-        self.best = score if improved else self.best
-        return improved
+    def state_dict(self) -> dict[str, Any]:
+        """See `BaseTrainer`; what every worker keeps for itself begins anew."""
+        return {
+            "learner": self.learner.state_dict(),
+            "steps": self.steps,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
 
 
 def _work(rank: int, task: Task, news: Any) -> None:

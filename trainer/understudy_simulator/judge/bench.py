@@ -111,8 +111,14 @@ def run(
 def mark(cell: Cell, everybody: Sequence[Entrant], policies: Sequence[Path]) -> str:
     """Names everything that a cell's result depends on, so that a stale file is never taken for a fresh one."""
     labels = [(entrant.name, entrant.labels) for entrant in everybody]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in policies]
-    return hashlib.sha256(repr([cell.fingerprint(), labels, digests, program()]).encode()).hexdigest()
+    return hashlib.sha256(
+        repr([cell.fingerprint(), labels, digests(policies), program()]).encode()
+    ).hexdigest()
+
+
+def digests(files: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file."""
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 @functools.cache

@@ -163,8 +163,19 @@ class Contest:
 
         Parts of recordings are drawn first, since the cells of one share its load, then cells of each.
         """
+        key = tuple(self._index(cells))
+        if key not in self._weights:
+            self._weights[key] = self._draw_weights(key)
+        return self._weights[key]
+
+    @cached_property
+    def _weights(self) -> dict[tuple[int, ...], Floats]:
+        """Those that were drawn: everybody's ratios on some cells ask for the same ones."""
+        return {}
+
+    def _draw_weights(self, cells: Sequence[int]) -> Floats:
         rng = np.random.default_rng(0)
-        parts, part_of = np.unique([self.cells[k].segment for k in self._index(cells)], return_inverse=True)
+        parts, part_of = np.unique([self.cells[k].segment for k in cells], return_inverse=True)
         times = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), RESAMPLES)
         weights = np.zeros((RESAMPLES, len(part_of)))
         for part in range(len(parts)):
